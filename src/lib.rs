@@ -1,0 +1,26 @@
+//! weft: container networks across hosts, with the VXLAN tunnel in userspace.
+//!
+//! The crate is layered, and edges point up the page only (`tests/tidy.rs` holds the walls):
+//!
+//! | layer | module | what it is |
+//! |---|---|---|
+//! | L0 | [`wire`] | bytes on the wire: views, builders, checksums; pure |
+//! | L0 | [`sys`] | the only `unsafe`: packet sockets, TAP, UDP offloads, epoll, namespaces |
+//! | L1 | [`tables`] | FDB, neighbours, flood lists, VTEPs, networks; lock-free readers, one writer |
+//! | L2 | [`dataplane`] | frames in, verdicts out: encap, decap, split, merge, the forwarding loop |
+//! | L3 | [`host`] | kernel plumbing through rtnetlink |
+//! | L6 | [`agent`] | where layers meet: networks, endpoints, state, reconciliation |
+//! | L7 | [`frontend`] | HTTP API and command line |
+//! | L7 | [`lab`] | the network-namespace test harness |
+//! | L7 | [`bench`] | throughput and latency against the kernel's VXLAN and others |
+
+pub mod agent;
+pub mod bench;
+pub mod dataplane;
+pub mod frontend;
+pub mod host;
+pub mod lab;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod tables;
+pub mod wire;

@@ -1,0 +1,10 @@
+//! L0: bytes and nothing else. Views, builders and checksums of every header weft reads or writes.
+//!
+//! Imports nothing of weft's. No sockets, clocks, threads or randomness.
+
+pub mod checksum;
+pub mod mac;
+pub mod vni;
+
+pub use mac::Mac;
+pub use vni::Vni;
