@@ -4,7 +4,9 @@
 
 pub mod checksum;
 pub mod mac;
+pub mod vnet;
 pub mod vni;
 
 pub use mac::Mac;
+pub use vnet::VnetHdr;
 pub use vni::Vni;
