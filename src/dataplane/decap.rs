@@ -56,10 +56,10 @@ fn destination(view: &View, segment: &Segment, inner: &Inner) -> DecapVerdict {
 #[inline]
 fn admit(view: &View, segment: &Segment, vtep: u32, frame: &[u8], inner: &Inner) -> Result<(), DropReason> {
     if inner.dst.is_link_local_control() {
-        return Err(DropReason::LinkLocalControl);
+        return Err(DropReason::InnerLinkLocalControl);
     }
     if inner.vlan.is_some() && !segment.policy.carry_vlan {
-        return Err(DropReason::TaggedFrame);
+        return Err(DropReason::InnerTaggedFrame);
     }
     let station = view.fdb.find(segment.index, inner.src);
     if !segment.policy.spoof_check {
