@@ -247,7 +247,10 @@ impl Plan {
 
     #[inline]
     fn patch_tcp(&self, i: usize, tcp: &mut [u8], payload: &[u8]) {
-        let seq = self.seq.wrapping_add((i as u32).wrapping_mul(self.gso_size)).to_be_bytes();
+        let seq = self
+            .seq
+            .wrapping_add((i as u32).wrapping_mul(self.gso_size))
+            .to_be_bytes();
         let mut flags = self.tcp_flags;
         if i + 1 < self.count() {
             flags &= !(FIN | PSH);
@@ -270,7 +273,11 @@ impl Plan {
         put16(udp, 4, len);
         // The length counts twice: in the pseudo-header and in the header.
         let sum = self.l4_sum + 2 * checksum::be16(len);
-        put_ne(udp, 6, nonzero(checksum::finish(checksum::sum(payload, sum))));
+        put_ne(
+            udp,
+            6,
+            nonzero(checksum::finish(checksum::sum(payload, sum))),
+        );
     }
 
     /// Sums what all segments share.
@@ -333,7 +340,11 @@ pub fn finish_checksum(frame: &mut [u8], vnet: &VnetHdr) -> Result<(), SplitErro
     if offset + 2 > body.len() {
         return Err(SplitError::BadChecksumOffset);
     }
-    put_ne(body, offset, nonzero(checksum::finish(checksum::sum(body, 0))));
+    put_ne(
+        body,
+        offset,
+        nonzero(checksum::finish(checksum::sum(body, 0))),
+    );
     Ok(())
 }
 
