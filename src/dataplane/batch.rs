@@ -102,9 +102,19 @@ impl Batches {
     /// No open group.
     pub fn new() -> Batches {
         let group = || Group {
-            key: GroupKey { vtep: 0, path: 0, tos: 0 },
-            target: GroupTarget { destination: ([0, 0, 0, 0], 0).into(), port: SegmentIndex(0) },
-            limits: SendLimits { datagrams: 0, bytes: 0 },
+            key: GroupKey {
+                vtep: 0,
+                path: 0,
+                tos: 0,
+            },
+            target: GroupTarget {
+                destination: ([0, 0, 0, 0], 0).into(),
+                port: SegmentIndex(0),
+            },
+            limits: SendLimits {
+                datagrams: 0,
+                bytes: 0,
+            },
             segment_len: 0,
             total_len: 0,
             datagrams: Vec::with_capacity(DATAGRAMS_MAX),
@@ -132,7 +142,10 @@ impl Batches {
         len: usize,
         context: &mut SendContext<'_, U>,
     ) -> usize {
-        let open = self.groups.iter().position(|g| !g.datagrams.is_empty() && g.key == key);
+        let open = self
+            .groups
+            .iter()
+            .position(|g| !g.datagrams.is_empty() && g.key == key);
         if let Some(index) = open {
             let group = &self.groups[index];
             let fits = len <= group.segment_len
@@ -176,10 +189,15 @@ impl Batches {
     ) {
         let start = self.headers_used;
         let (body_start, body_len) = write(&mut self.headers[start..start + header_len]);
-        self.headers_used = (start + header_len).next_multiple_of(64).min(self.headers.len());
+        self.headers_used = (start + header_len)
+            .next_multiple_of(64)
+            .min(self.headers.len());
         self.add(
             group,
-            Datagram { header: (start as u32, header_len as u32), body: (body_start as u32, body_len as u32) },
+            Datagram {
+                header: (start as u32, header_len as u32),
+                body: (body_start as u32, body_len as u32),
+            },
             counters,
         );
     }
@@ -187,7 +205,14 @@ impl Batches {
     /// Adds a datagram that lies in the arena as it is.
     #[inline]
     pub fn add_frame(&mut self, group: usize, start: usize, len: usize, counters: &Counters) {
-        self.add(group, Datagram { header: (0, 0), body: (start as u32, len as u32) }, counters);
+        self.add(
+            group,
+            Datagram {
+                header: (0, 0),
+                body: (start as u32, len as u32),
+            },
+            counters,
+        );
     }
 
     #[inline]
@@ -202,7 +227,11 @@ impl Batches {
     #[inline]
     pub fn close_if_short<U: Underlay>(&mut self, group: usize, context: &mut SendContext<'_, U>) {
         let state = &self.groups[group];
-        if state.datagrams.last().is_some_and(|d| d.len() < state.segment_len) {
+        if state
+            .datagrams
+            .last()
+            .is_some_and(|d| d.len() < state.segment_len)
+        {
             self.send(group, context);
         }
     }
@@ -225,20 +254,38 @@ impl Batches {
         if let Err(error) = &outcome
             && is_full(error)
         {
-            context.underlay.wait_writable(group.key.path, group.target.destination);
+            context
+                .underlay
+                .wait_writable(group.key.path, group.target.destination);
             outcome = send_range(group, &self.headers, 0..count, context);
         }
         match outcome {
             Ok(()) => {}
             Err(error) if count > 1 && is_segmentation_refused(&error) => {
-                context.underlay.disable_segmentation(group.target.destination, &error);
+                context
+                    .underlay
+                    .disable_segmentation(group.target.destination, &error);
                 for one in 0..count {
                     if let Err(error) = send_range(group, &self.headers, one..one + 1, context) {
-                        fail(group, &self.headers, one..one + 1, &error, context, &mut self.refused);
+                        fail(
+                            group,
+                            &self.headers,
+                            one..one + 1,
+                            &error,
+                            context,
+                            &mut self.refused,
+                        );
                     }
                 }
             }
-            Err(error) => fail(group, &self.headers, 0..count, &error, context, &mut self.refused),
+            Err(error) => fail(
+                group,
+                &self.headers,
+                0..count,
+                &error,
+                context,
+                &mut self.refused,
+            ),
         }
         group.datagrams.clear();
     }
@@ -267,7 +314,12 @@ fn send_range<U: Underlay>(
     };
     if let [one] = datagrams {
         let mut pieces = [IoSlice::new(&[]); 2];
-        let used = fill(&mut pieces, std::slice::from_ref(one), headers, context.arena);
+        let used = fill(
+            &mut pieces,
+            std::slice::from_ref(one),
+            headers,
+            context.arena,
+        );
         context.underlay.send(&transmit, &pieces[..used])?;
     } else {
         let mut pieces = [IoSlice::new(&[]); 2 * DATAGRAMS_MAX];
@@ -276,7 +328,10 @@ fn send_range<U: Underlay>(
     }
     context.counters.sends.add(1);
     context.counters.datagrams_sent.add(datagrams.len() as u64);
-    context.counters.bytes_sent.add(datagrams.iter().map(|d| d.len() as u64).sum());
+    context
+        .counters
+        .bytes_sent
+        .add(datagrams.iter().map(|d| d.len() as u64).sum());
     Ok(())
 }
 
@@ -312,9 +367,14 @@ fn fail<U: Underlay>(
     let frames = range.len() as u64;
     let mut reason = match error.raw_os_error() {
         _ if is_full(error) => DropReason::UnderlayFull,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ECONNREFUSED | libc::EPERM | libc::EACCES | libc::ENETDOWN) => {
-            DropReason::UnderlayUnreachable
-        }
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ECONNREFUSED
+            | libc::EPERM
+            | libc::EACCES
+            | libc::ENETDOWN,
+        ) => DropReason::UnderlayUnreachable,
         _ => DropReason::UnderlayRefused,
     };
     if error.raw_os_error() == Some(libc::EMSGSIZE)
@@ -322,13 +382,20 @@ fn fail<U: Underlay>(
     {
         reason = DropReason::PathTooSmall;
         let Datagram { header, body } = group.datagrams[range.start];
-        let part = |(start, len): (u32, u32), area: &[u8]| area[start as usize..(start + len) as usize].to_vec();
+        let part = |(start, len): (u32, u32), area: &[u8]| {
+            area[start as usize..(start + len) as usize].to_vec()
+        };
         let mut datagram = part(header, headers);
         datagram.extend(part(body, context.arena));
         let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
-        refused.push(Refused { port: group.target.port, vtep: group.key.vtep, path_mtu, frame });
+        refused.push(Refused {
+            port: group.target.port,
+            vtep: group.key.vtep,
+            path_mtu,
+            frame,
+        });
     }
-    context.counters.drop(reason, frames);
+    context.counters.count_drop(reason, frames);
     tracing::debug!(vtep = %group.target.destination, frames, reason = reason.name(), %error, "send failed");
 }
 
@@ -339,5 +406,8 @@ fn is_full(error: &io::Error) -> bool {
 /// `EIO`: the device cannot checksum, so UDP GSO is refused (Linux `udp_send_skb`). `EINVAL`: virtio
 /// before 6.2 over IPv6, or more segments than this kernel takes. `EOPNOTSUPP`: no such option.
 fn is_segmentation_refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP)
+    )
 }

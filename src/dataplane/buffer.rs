@@ -18,7 +18,10 @@ pub struct Arena {
 impl Arena {
     /// An empty arena.
     pub fn new() -> Arena {
-        Arena { bytes: vec![0; ARENA_LEN], at: 0 }
+        Arena {
+            bytes: vec![0; ARENA_LEN],
+            at: 0,
+        }
     }
 
     /// Whether another read fits; if not, batches must be sent and the arena be rewound.
@@ -72,7 +75,10 @@ pub struct ReceiveBuffers {
 impl ReceiveBuffers {
     /// `count` buffers of 64 KiB.
     pub fn new(count: u16) -> ReceiveBuffers {
-        ReceiveBuffers { bytes: vec![0; usize::from(count) * RECEIVE_STRIDE], count }
+        ReceiveBuffers {
+            bytes: vec![0; usize::from(count) * RECEIVE_STRIDE],
+            count,
+        }
     }
 
     /// How many there are.

@@ -6,8 +6,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::verdict::DropReason;
+use crate::wire::arp::{Arp, Op};
+use crate::wire::guard::{self, Authority};
 use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
-use crate::wire::{arp, ndp};
+use crate::wire::ndp::{self, Neighbour};
 
 /// A request that the table may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +35,12 @@ pub enum Claim {
 pub fn neighbour_question(frame: &[u8], inner: &Inner) -> Option<NeighbourQuestion> {
     match inner.kind {
         Kind::Arp => {
-            let arp = arp::parse(payload(frame, inner)?).ok()?;
-            let question = NeighbourQuestion::Arp(arp.target_ip.into());
-            (arp.operation == arp::REQUEST).then_some(question)
+            let arp = Arp::parse(frame, inner).ok()?;
+            (arp.op == Op::Request).then_some(NeighbourQuestion::Arp(arp.target_ip.into()))
         }
         Kind::Ipv6 => match ndp::parse(frame, inner) {
-            Some(ndp::Message::NeighbourSolicitation { target, .. }) => {
-                Some(NeighbourQuestion::NeighbourDiscovery(target.into()))
+            Ok(Neighbour::Solicitation(asked)) => {
+                Some(NeighbourQuestion::NeighbourDiscovery(asked.target.into()))
             }
             _ => None,
         },
@@ -52,7 +53,7 @@ pub fn neighbour_question(frame: &[u8], inner: &Inner) -> Option<NeighbourQuesti
 pub fn claimed_address(frame: &[u8], inner: &Inner) -> Claim {
     match inner.kind {
         Kind::Ipv4 => match inner::src_ip(frame, inner) {
-            Some(IpAddr::V4(ip)) if ip.is_unspecified() => Claim::Nothing,
+            Some(ip) if ip.is_unspecified() => Claim::Nothing,
             Some(ip) => Claim::Address(ip),
             None => Claim::Lie,
         },
@@ -82,45 +83,43 @@ fn claim_v6(ip: Ipv6Addr) -> Claim {
 #[cold]
 fn claimed_by_icmpv6(frame: &[u8], inner: &Inner) -> Claim {
     match ndp::parse(frame, inner) {
-        Some(ndp::Message::NeighbourAdvertisement { target, link_layer, .. }) => {
-            let lies = link_layer.is_some_and(|mac| mac != inner.src);
-            if lies { Claim::Lie } else { claim_v6(target) }
+        Ok(Neighbour::Advertisement(told)) => {
+            let lies = told.target_mac.is_some_and(|mac| mac != inner.src);
+            if lies {
+                Claim::Lie
+            } else {
+                claim_v6(told.target)
+            }
         }
-        Some(ndp::Message::NeighbourSolicitation { link_layer: Some(mac), .. }) if mac != inner.src => Claim::Lie,
+        Ok(Neighbour::Solicitation(asked))
+            if asked.source_mac.is_some_and(|mac| mac != inner.src) =>
+        {
+            Claim::Lie
+        }
         _ => claimed_by_ipv6(frame, inner),
     }
 }
 
 #[cold]
 fn claimed_by_arp(frame: &[u8], inner: &Inner) -> Claim {
-    let Some(arp) = payload(frame, inner).and_then(|p| arp::parse(p).ok()) else {
-        return Claim::Nothing;
-    };
-    if arp.sender_mac != inner.src {
-        return Claim::Lie;
+    match Arp::parse(frame, inner) {
+        Ok(arp) if arp.sender_mac != inner.src => Claim::Lie,
+        Ok(arp) if arp.sender_ip.is_unspecified() => Claim::Nothing,
+        Ok(arp) => Claim::Address(arp.sender_ip.into()),
+        Err(_) => Claim::Nothing,
     }
-    if arp.sender_ip.is_unspecified() { Claim::Nothing } else { Claim::Address(arp.sender_ip.into()) }
 }
 
 /// The reason to keep in a frame by which a workload plays router or DHCP server.
 #[inline]
 pub fn rogue_server(frame: &[u8], inner: &Inner) -> Option<DropReason> {
-    match inner.proto {
-        PROTO_UDP if !inner.fragment => {
-            let source = inner::ports(frame, inner)?.0;
-            let dhcp = (inner.kind == Kind::Ipv4 && source == 67) || (inner.kind == Kind::Ipv6 && source == 547);
-            dhcp.then_some(DropReason::RogueDhcp)
-        }
-        PROTO_ICMPV6 => match ndp::parse(frame, inner) {
-            Some(ndp::Message::RouterAdvertisement | ndp::Message::Redirect) => Some(DropReason::RogueRouter),
-            _ => None,
-        },
-        _ => None,
+    if !matches!(inner.proto, PROTO_UDP | PROTO_ICMPV6) {
+        return None;
     }
-}
-
-fn payload<'a>(frame: &'a [u8], inner: &Inner) -> Option<&'a [u8]> {
-    frame.get(usize::from(inner.l3)..)
+    match guard::authority(frame, inner)? {
+        Authority::RouterAdvertisement | Authority::Redirect => Some(DropReason::RogueRouter),
+        _ => Some(DropReason::RogueDhcp),
+    }
 }
 
 /// A token bucket of one second's worth of tokens. Time is given, never read.
@@ -133,7 +132,10 @@ pub struct TokenBucket {
 
 impl Default for TokenBucket {
     fn default() -> TokenBucket {
-        TokenBucket { credit_ns: TokenBucket::SECOND_NS, filled_ns: 0 }
+        TokenBucket {
+            credit_ns: TokenBucket::SECOND_NS,
+            filled_ns: 0,
+        }
     }
 }
 
@@ -147,7 +149,10 @@ impl TokenBucket {
         }
         let elapsed = now_ns.saturating_sub(self.filled_ns);
         self.filled_ns = now_ns;
-        self.credit_ns = self.credit_ns.saturating_add(elapsed).min(TokenBucket::SECOND_NS);
+        self.credit_ns = self
+            .credit_ns
+            .saturating_add(elapsed)
+            .min(TokenBucket::SECOND_NS);
         let price = TokenBucket::SECOND_NS / u64::from(rate);
         if self.credit_ns < price {
             return false;
@@ -166,7 +171,12 @@ mod tests {
         let mut bucket = TokenBucket::default();
         let start = 5_000_000_000;
         assert_eq!((0..200).filter(|_| bucket.take(100, start)).count(), 100);
-        assert_eq!((0..200).filter(|_| bucket.take(100, start + 250_000_000)).count(), 25);
+        assert_eq!(
+            (0..200)
+                .filter(|_| bucket.take(100, start + 250_000_000))
+                .count(),
+            25
+        );
         assert!(bucket.take(0, start));
     }
 }

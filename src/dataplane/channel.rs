@@ -23,7 +23,11 @@ pub struct Frame {
 impl Frame {
     /// A frame without offloads.
     pub fn plain(bytes: Vec<u8>) -> Frame {
-        Frame { vnet: VnetHdr::default(), bytes, vlan: None }
+        Frame {
+            vnet: VnetHdr::default(),
+            bytes,
+            vlan: None,
+        }
     }
 }
 
@@ -66,13 +70,19 @@ impl ChannelPort {
 
 impl FramePort for ChannelPort {
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>> {
-        let Some(frame) = self.queues().from_workloads.pop_front() else { return Ok(None) };
+        let Some(frame) = self.queues().from_workloads.pop_front() else {
+            return Ok(None);
+        };
         let room = buf.len() - VnetHdr::LEN;
         let len = frame.bytes.len().min(room);
         buf[..VnetHdr::LEN].copy_from_slice(&frame.vnet.to_bytes());
         buf[VnetHdr::LEN..VnetHdr::LEN + len].copy_from_slice(&frame.bytes[..len]);
         let truncated = frame.bytes.len() > room;
-        Ok(Some(ReceivedFrame { len: VnetHdr::LEN + len, truncated, vlan: frame.vlan }))
+        Ok(Some(ReceivedFrame {
+            len: VnetHdr::LEN + len,
+            truncated,
+            vlan: frame.vlan,
+        }))
     }
 
     fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
@@ -85,7 +95,11 @@ impl FramePort for ChannelPort {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let vnet = VnetHdr::parse(&all);
-        queues.to_workloads.push(Frame { vnet, bytes: all[VnetHdr::LEN..].to_vec(), vlan: None });
+        queues.to_workloads.push(Frame {
+            vnet,
+            bytes: all[VnetHdr::LEN..].to_vec(),
+            vlan: None,
+        });
         Ok(())
     }
 
@@ -140,7 +154,12 @@ impl ChannelWire {
 
     /// A VTEP on the wire.
     pub fn attach(&self, local: SocketAddr) -> ChannelUnderlay {
-        ChannelUnderlay { wire: self.clone(), local, segmentation: true, coalesced: true }
+        ChannelUnderlay {
+            wire: self.clone(),
+            local,
+            segmentation: true,
+            coalesced: true,
+        }
     }
 
     /// Everything sent since the last call.
@@ -150,7 +169,11 @@ impl ChannelWire {
 
     /// Puts something on the wire as if a foreign host had sent it.
     pub fn inject(&self, sent: Sent) {
-        self.state().queues.entry(sent.destination).or_default().push_back(sent);
+        self.state()
+            .queues
+            .entry(sent.destination)
+            .or_default()
+            .push_back(sent);
     }
 
     /// Lowers the path MTU to a destination: larger datagrams get `EMSGSIZE`.
@@ -179,7 +202,11 @@ const PATHS: usize = 16;
 impl Underlay for ChannelUnderlay {
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
         let mut state = self.wire.state();
-        let Some(sent) = state.queues.get_mut(&self.local).and_then(VecDeque::pop_front) else {
+        let Some(sent) = state
+            .queues
+            .get_mut(&self.local)
+            .and_then(VecDeque::pop_front)
+        else {
             return Ok(None);
         };
         let len = sent.bytes.len().min(buf.len());
@@ -201,15 +228,35 @@ impl Underlay for ChannelUnderlay {
         if let Some(error) = state.errors.pop_front() {
             return Err(io::Error::from_raw_os_error(error));
         }
-        let overhead = if transmit.destination.is_ipv4() { 28 } else { 48 };
-        let mtu = state.mtu.get(&transmit.destination).copied().unwrap_or(u32::MAX);
-        if segment_size + overhead > mtu as usize || bytes.len() > self.send_limits(transmit.destination).bytes {
+        let overhead = if transmit.destination.is_ipv4() {
+            28
+        } else {
+            48
+        };
+        let mtu = state
+            .mtu
+            .get(&transmit.destination)
+            .copied()
+            .unwrap_or(u32::MAX);
+        if segment_size + overhead > mtu as usize
+            || bytes.len() > self.send_limits(transmit.destination).bytes
+        {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
         let source = SocketAddr::new(self.local.ip(), 49152 + transmit.path as u16);
-        let sent = Sent { source, destination: transmit.destination, tos: transmit.tos, bytes, segment_size };
+        let sent = Sent {
+            source,
+            destination: transmit.destination,
+            tos: transmit.tos,
+            bytes,
+            segment_size,
+        };
         state.heard.push(sent.clone());
-        state.queues.entry(transmit.destination).or_default().push_back(sent);
+        state
+            .queues
+            .entry(transmit.destination)
+            .or_default()
+            .push_back(sent);
         Ok(())
     }
 
@@ -218,8 +265,15 @@ impl Underlay for ChannelUnderlay {
     }
 
     fn send_limits(&self, destination: SocketAddr) -> SendLimits {
-        let bytes = if destination.is_ipv4() { 65_507 } else { 65_527 };
-        SendLimits { datagrams: if self.segmentation { 128 } else { 1 }, bytes }
+        let bytes = if destination.is_ipv4() {
+            65_507
+        } else {
+            65_527
+        };
+        SendLimits {
+            datagrams: if self.segmentation { 128 } else { 1 },
+            bytes,
+        }
     }
 
     fn disable_segmentation(&mut self, _destination: SocketAddr, _error: &io::Error) {

@@ -54,7 +54,11 @@ pub struct WorkerConfig {
 impl Default for WorkerConfig {
     fn default() -> WorkerConfig {
         WorkerConfig {
-            merge: Limits { max_len: 190_000, max_segments: 132, udp_segments_max: 64 },
+            merge: Limits {
+                max_len: 190_000,
+                max_segments: 132,
+                udp_segments_max: 64,
+            },
             merge_flows: 8,
             receive_buffers: 8,
             encap_budget: 64,
@@ -128,12 +132,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         if self.ports.len() <= index {
             self.ports.resize_with(index + 1, || None);
         }
-        self.ports[index] = Some(Port { io, bum: TokenBucket::default() });
+        self.ports[index] = Some(Port {
+            io,
+            bum: TokenBucket::default(),
+        });
     }
 
     /// Takes an uplink away.
     pub fn remove_port(&mut self, segment: SegmentIndex) -> Option<P> {
-        self.ports.get_mut(usize::from(segment.0))?.take().map(|port| port.io)
+        self.ports
+            .get_mut(usize::from(segment.0))?
+            .take()
+            .map(|port| port.io)
     }
 
     /// The underlay.
@@ -152,11 +162,16 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         for port in self.ports.iter_mut().flatten() {
             self.counters.uplink_overflow.add(port.io.overflow());
         }
-        self.counters.underlay_overflow.add(self.underlay.overflow());
+        self.counters
+            .underlay_overflow
+            .add(self.underlay.overflow());
         for vtep in &self.tables.snapshot().vteps {
             if vtep.path_mtu().is_some() {
-                let mtu = self.underlay.path_mtu(SocketAddr::new(vtep.addr, vtep.port));
-                vtep.path_mtu.store(mtu.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+                let mtu = self
+                    .underlay
+                    .path_mtu(SocketAddr::new(vtep.addr, vtep.port));
+                vtep.path_mtu
+                    .store(mtu.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
             }
         }
     }
@@ -172,7 +187,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             if !self.arena.has_room() {
                 self.flush_batches();
             }
-            let Some(Some(port)) = self.ports.get_mut(usize::from(segment.0)) else { break };
+            let Some(Some(port)) = self.ports.get_mut(usize::from(segment.0)) else {
+                break;
+            };
             let received = match port.io.recv(self.arena.free()) {
                 Ok(Some(received)) => received,
                 Ok(None) => break,
@@ -197,12 +214,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     /// One read: a frame or super-frame at the arena's position.
-    fn encap_read(&mut self, view: &View, segment: SegmentIndex, received: ReceivedFrame, now_ns: u64) {
+    fn encap_read(
+        &mut self,
+        view: &View,
+        segment: SegmentIndex,
+        received: ReceivedFrame,
+        now_ns: u64,
+    ) {
         let at = self.arena.position();
         let counters = Arc::clone(&self.counters);
         let Some(frame_len) = received.len.checked_sub(VnetHdr::LEN) else {
             counters.encap_frames.add(1);
-            return counters.drop(DropReason::FrameMalformed, 1);
+            return counters.count_drop(DropReason::FrameMalformed, 1);
         };
         counters.encap_bytes.add(frame_len as u64);
         let mut vnet = VnetHdr::parse(&self.arena.bytes()[at..]);
@@ -215,36 +238,54 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         match examine(frame, &vnet, received.truncated) {
             Err(reason) => {
                 counters.encap_frames.add(1);
-                counters.drop(reason, 1);
+                counters.count_drop(reason, 1);
             }
             Ok((inner, plan)) => {
                 let frames = plan.as_ref().map_or(1, Plan::count) as u64;
                 counters.encap_frames.add(frames);
                 counters.encap_superframes.add(u64::from(plan.is_some()));
-                let job = Job { start, end, vnet, inner, plan, frames };
+                let job = Job {
+                    start,
+                    end,
+                    vnet,
+                    inner,
+                    plan,
+                    frames,
+                };
                 self.encap_frame(view, segment, &job, now_ns);
             }
         }
     }
 
     fn encap_frame(&mut self, view: &View, index: SegmentIndex, job: &Job, now_ns: u64) {
-        let (Some(segment), Some(Some(port))) =
-            (view.snapshot.segment(index), self.ports.get_mut(usize::from(index.0)))
-        else {
-            return self.counters.drop(DropReason::UnknownUnicast, job.frames);
+        let (Some(segment), Some(Some(port))) = (
+            view.snapshot.segment(index),
+            self.ports.get_mut(usize::from(index.0)),
+        ) else {
+            return self
+                .counters
+                .count_drop(DropReason::UnknownUnicast, job.frames);
         };
         let frame = &self.arena.bytes()[job.start..job.end];
         match encap::decide(view, segment, frame, &job.inner, &mut port.bum, now_ns) {
             EncapVerdict::Forward(vtep) => {
-                if self.complete_checksum(job) && self.send_to(view, segment, vtep, job, now_ns) {
-                    self.counters.forwarded.add(job.frames);
+                if self.complete_checksum(job) {
+                    match self.send_to(view, segment, vtep, job, now_ns) {
+                        Ok(()) => self.counters.forwarded.add(job.frames),
+                        Err(reason) => self.counters.count_drop(reason, job.frames),
+                    }
                 }
             }
             EncapVerdict::Flood => {
                 if self.complete_checksum(job) {
                     self.counters.flooded.add(job.frames);
                     for vtep in &segment.flood {
-                        self.send_to(view, segment, *vtep, job, now_ns);
+                        if self.send_to(view, segment, *vtep, job, now_ns).is_err() {
+                            // The frame is accounted for as flooded; this copy of it is lost.
+                            self.counters.datagrams_queued.add(job.frames);
+                            self.counters
+                                .count_drop(DropReason::PathTooSmall, job.frames);
+                        }
                     }
                 }
             }
@@ -252,7 +293,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 self.counters.answered.add(job.frames);
                 self.answer(index, job, answer);
             }
-            EncapVerdict::Drop(reason) => self.counters.drop(reason, job.frames),
+            EncapVerdict::Drop(reason) => self.counters.count_drop(reason, job.frames),
         }
     }
 
@@ -264,24 +305,40 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let frame = &mut self.arena.bytes_mut()[job.start..job.end];
         let done = split::finish_checksum(frame, &job.vnet).is_ok();
         if !done {
-            self.counters.drop(DropReason::OffloadMalformed, job.frames);
+            self.counters
+                .count_drop(DropReason::OffloadMalformed, job.frames);
         }
         done
     }
 
-    /// Puts the frame, segment by segment, into its group. False when it does not fit the path; then
-    /// it is counted and answered here.
+    /// Puts the frame, segment by segment, into its group. One that does not fit the path is answered.
     #[inline]
-    fn send_to(&mut self, view: &View, segment: &Segment, vtep: u32, job: &Job, now_ns: u64) -> bool {
-        let Some(station) = view.snapshot.vteps.get(vtep as usize) else {
-            self.counters.drop(DropReason::VtepSuspended, job.frames);
-            return false;
-        };
-        let largest = job.plan.as_ref().map_or(job.end - job.start, |plan| plan.frame_len(0));
+    fn send_to(
+        &mut self,
+        view: &View,
+        segment: &Segment,
+        vtep: u32,
+        job: &Job,
+        now_ns: u64,
+    ) -> Result<(), DropReason> {
+        let station = view
+            .snapshot
+            .vteps
+            .get(vtep as usize)
+            .ok_or(DropReason::VtepSuspended)?;
+        let largest = job
+            .plan
+            .as_ref()
+            .map_or(job.end - job.start, |plan| plan.frame_len(0));
         if let Some(path_mtu) = station.path_mtu()
             && largest + too_big::overhead_len(station.addr) > path_mtu as usize
         {
-            return self.too_big(view, segment, vtep, job, path_mtu, now_ns);
+            let on_its_way = self.too_big(view, segment, vtep, job, path_mtu, now_ns);
+            return if on_its_way {
+                Ok(())
+            } else {
+                Err(DropReason::TooBig)
+            };
         }
         let frame = &self.arena.bytes()[job.start..job.end];
         let key = GroupKey {
@@ -297,7 +354,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             Some(plan) => self.add_segments(segment, key, target, job, plan),
             None => self.add_frame(segment, key, target, job),
         }
-        true
+        Ok(())
     }
 
     /// A single frame: the VXLAN header goes over the virtio header, right before the frame.
@@ -305,8 +362,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     fn add_frame(&mut self, segment: &Segment, key: GroupKey, target: GroupTarget, job: &Job) {
         let start = job.start - vxlan::LEN;
         self.arena.bytes_mut()[start..job.start].copy_from_slice(&vxlan::encode(segment.vni));
-        let mut context =
-            SendContext { underlay: &mut self.underlay, arena: self.arena.bytes(), counters: &self.counters };
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
         let len = job.end - start;
         let group = self.batches.group(key, target, len, &mut context);
         self.batches.add_frame(group, start, len, &self.counters);
@@ -314,11 +374,21 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     #[inline]
-    fn add_segments(&mut self, segment: &Segment, key: GroupKey, target: GroupTarget, job: &Job, plan: &Plan) {
+    fn add_segments(
+        &mut self,
+        segment: &Segment,
+        key: GroupKey,
+        target: GroupTarget,
+        job: &Job,
+        plan: &Plan,
+    ) {
         let header = vxlan::encode(segment.vni);
         let header_len = vxlan::LEN + plan.header_len();
-        let mut context =
-            SendContext { underlay: &mut self.underlay, arena: self.arena.bytes(), counters: &self.counters };
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
         let frame = &context.arena[job.start..job.end];
         for index in 0..plan.count() {
             if !self.batches.has_room(header_len) {
@@ -331,14 +401,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 let payload = plan.segment(index, frame, &mut out[vxlan::LEN..]);
                 (job.start + payload.start, payload.len())
             };
-            self.batches.add_segment(group, header_len, write, &self.counters);
+            self.batches
+                .add_segment(group, header_len, write, &self.counters);
             self.batches.close_if_short(group, &mut context);
         }
     }
 
     fn flush_batches(&mut self) {
-        let mut context =
-            SendContext { underlay: &mut self.underlay, arena: self.arena.bytes(), counters: &self.counters };
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
         self.batches.flush(&mut context);
         self.arena.rewind();
     }
@@ -350,7 +424,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let frame = &self.arena.bytes()[job.start..job.end];
         let reply = match answer {
             Answer::Arp(mac) => arp::reply(frame, &job.inner, mac),
-            Answer::NeighbourAdvertisement(mac) => ndp::advertisement(frame, &job.inner, mac),
+            Answer::NeighbourAdvertisement(mac) => ndp::advertise(frame, &job.inner, mac, false),
         };
         if let Some(reply) = reply {
             self.write_to_port(index, &reply);
@@ -372,19 +446,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let bytes = &self.arena.bytes()[job.start..job.end];
         let frames: Vec<Vec<u8>> = match &job.plan {
             None => vec![bytes.to_vec()],
-            Some(plan) => (0..plan.count()).map(|i| too_big::whole_segment(plan, i, bytes)).collect(),
+            Some(plan) => (0..plan.count())
+                .map(|i| too_big::whole_segment(plan, i, bytes))
+                .collect(),
         };
-        let mut on_its_way = true;
-        for frame in frames {
-            if !self.too_big_frame(view, segment, vtep, &frame, path_mtu, now_ns) {
-                on_its_way = false;
-                break;
-            }
-        }
-        if !on_its_way {
-            self.counters.drop(DropReason::TooBig, job.frames);
-        }
-        on_its_way
+        frames
+            .iter()
+            .all(|frame| self.too_big_frame(view, segment, vtep, frame, path_mtu, now_ns))
     }
 
     fn too_big_frame(
@@ -396,7 +464,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         path_mtu: u32,
         now_ns: u64,
     ) -> bool {
-        let Some(station) = view.snapshot.vteps.get(vtep as usize) else { return false };
+        let Some(station) = view.snapshot.vteps.get(vtep as usize) else {
+            return false;
+        };
         match too_big::handle(frame, segment, station.addr, path_mtu) {
             too_big::Outcome::Fragments(fragments) => {
                 self.counters.fragmented.add(1);
@@ -417,8 +487,17 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     /// Sends one frame that is not in the arena, by itself.
-    fn send_copy(&mut self, segment: &Segment, vtep: u32, addr: std::net::IpAddr, port: u16, frame: &[u8]) {
-        let Ok(inner) = inner::parse(frame) else { return };
+    fn send_copy(
+        &mut self,
+        segment: &Segment,
+        vtep: u32,
+        addr: std::net::IpAddr,
+        port: u16,
+        frame: &[u8],
+    ) {
+        let Ok(inner) = inner::parse(frame) else {
+            return;
+        };
         let transmit = super::io::Transmit {
             vtep,
             destination: SocketAddr::new(addr, port),
@@ -428,13 +507,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         };
         let header = vxlan::encode(segment.vni);
         self.counters.datagrams_queued.add(1);
-        match self.underlay.send(&transmit, &[IoSlice::new(&header), IoSlice::new(frame)]) {
+        match self
+            .underlay
+            .send(&transmit, &[IoSlice::new(&header), IoSlice::new(frame)])
+        {
             Ok(()) => {
                 self.counters.sends.add(1);
                 self.counters.datagrams_sent.add(1);
-                self.counters.bytes_sent.add((header.len() + frame.len()) as u64);
+                self.counters
+                    .bytes_sent
+                    .add((header.len() + frame.len()) as u64);
             }
-            Err(_) => self.counters.drop(DropReason::UnderlayRefused, 1),
+            Err(_) => self.counters.count_drop(DropReason::UnderlayRefused, 1),
         }
     }
 
@@ -445,10 +529,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         }
         for refused in std::mem::take(&mut self.batches.refused) {
             if let Some(vtep) = view.snapshot.vteps.get(refused.vtep as usize) {
-                vtep.path_mtu.store(refused.path_mtu, std::sync::atomic::Ordering::Relaxed);
+                vtep.path_mtu
+                    .store(refused.path_mtu, std::sync::atomic::Ordering::Relaxed);
             }
             if let Some(segment) = view.snapshot.segment(refused.port) {
-                self.too_big_frame(view, segment, refused.vtep, &refused.frame, refused.path_mtu, now_ns);
+                self.too_big_frame(
+                    view,
+                    segment,
+                    refused.vtep,
+                    &refused.frame,
+                    refused.path_mtu,
+                    now_ns,
+                );
             }
         }
     }
@@ -498,21 +590,35 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     /// One receive: equal datagrams of one sender.
-    fn decap_receive(&mut self, view: &View, buffer: u16, received: &ReceivedDatagrams, now_ns: u64) {
+    fn decap_receive(
+        &mut self,
+        view: &View,
+        buffer: u16,
+        received: &ReceivedDatagrams,
+        now_ns: u64,
+    ) {
         let stride = received.segment_size.max(1);
         let count = received.len.div_ceil(stride).max(1);
         self.counters.receives.add(1);
         self.counters.decap_datagrams.add(count as u64);
         self.counters.decap_bytes.add(received.len as u64);
         if received.truncated || received.len > RECEIVE_MAX {
-            return self.counters.drop(DropReason::DatagramTruncated, count as u64);
+            return self
+                .counters
+                .count_drop(DropReason::DatagramTruncated, count as u64);
         }
-        let Some(&vtep) = view.snapshot.vtep_by_addr.get(&canonical(received.source.ip())) else {
-            return self.counters.drop(DropReason::UnknownVtep, count as u64);
+        let Some(&vtep) = view
+            .snapshot
+            .vtep_by_addr
+            .get(&canonical(received.source.ip()))
+        else {
+            return self
+                .counters
+                .count_drop(DropReason::UnknownVtep, count as u64);
         };
         let mut run = Run {
             vtep,
-            ecn: ecn::Ecn::from_tos(received.tos),
+            ecn: ecn::Ecn::of_tos(received.tos),
             verified: received.coalesced && count > 1,
             now_s: (now_ns / 1_000_000_000) as u32,
             last: None,
@@ -526,13 +632,18 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 len: (received.len.min(start + stride) - start) as u32,
             };
             if let Err(reason) = self.decap_datagram(view, &mut run, piece) {
-                counters.drop(reason, 1);
+                counters.count_drop(reason, 1);
             }
         }
     }
 
     #[inline]
-    fn decap_datagram<'v>(&mut self, view: &'v View, run: &mut Run<'v>, piece: Piece) -> Result<(), DropReason> {
+    fn decap_datagram<'v>(
+        &mut self,
+        view: &'v View,
+        run: &mut Run<'v>,
+        piece: Piece,
+    ) -> Result<(), DropReason> {
         let datagram = self.receive.bytes(piece);
         let frame = datagram.get(vxlan::LEN..).ok_or(DropReason::VxlanShort)?;
         if frame.len() < inner::ETHERNET_LEN {
@@ -543,7 +654,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             Some(last) if self.same_run(last, datagram, &inner) => last.segment,
             _ => {
                 let segment: &Segment = decap::segment(view, run.vtep, datagram)?;
-                if let DecapVerdict::Drop(reason) = decap::decide(view, segment, run.vtep, frame, &inner) {
+                if let DecapVerdict::Drop(reason) =
+                    decap::decide(view, segment, run.vtep, frame, &inner)
+                {
                     return Err(reason);
                 }
                 if segment.policy.learning {
@@ -552,7 +665,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 segment
             }
         };
-        run.last = Some(LastDatagram { segment, piece, inner });
+        run.last = Some(LastDatagram {
+            segment,
+            piece,
+            inner,
+        });
         self.deliver_through_merger(segment, run, piece, inner)
     }
 
@@ -563,10 +680,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     fn same_run(&self, last: &LastDatagram<'_>, datagram: &[u8], inner: &Inner) -> bool {
         let address = match inner.kind {
             Kind::Ipv4 => usize::from(inner.l3) + 12..usize::from(inner.l3) + 16,
-            Kind::Ipv6 if inner.proto != PROTO_ICMPV6 => usize::from(inner.l3) + 8..usize::from(inner.l3) + 24,
+            Kind::Ipv6 if inner.proto != PROTO_ICMPV6 => {
+                usize::from(inner.l3) + 8..usize::from(inner.l3) + 24
+            }
             _ => return false,
         };
-        if last.inner.kind != inner.kind || last.inner.proto == PROTO_ICMPV6 || inner.vlan.is_some() {
+        if last.inner.kind != inner.kind || last.inner.proto == PROTO_ICMPV6 || inner.vlan.is_some()
+        {
             return false;
         }
         let before = self.receive.bytes(last.piece);
@@ -592,26 +712,51 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         };
         if run.ecn != ecn::Ecn::NotEct && matches!(inner.kind, Kind::Ipv4 | Kind::Ipv6) {
             let frame = self.receive.bytes_mut(piece);
-            let was = ecn::Ecn::from_tos(inner.tos);
+            let was = ecn::Ecn::of_tos(inner.tos);
             let now = ecn::decap(was, run.ecn).map_err(|_| DropReason::EcnCongestion)?;
             if now != was {
                 ecn::set(frame, &inner, now);
-                inner.tos = inner.tos & !3 | now as u8;
+                inner.tos = now.in_tos(inner.tos);
             }
         }
-        let meta = Meta { port: u32::from(segment.index.0), verified: run.verified, mtu: segment.mtu as u16 };
-        let Worker { merger, receive, ports, counters, .. } = self;
-        merger.push(receive, piece, &inner, meta, &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
-            deliver(ports, counters, buffers, &delivery);
-        });
+        let meta = Meta {
+            port: u32::from(segment.index.0),
+            verified: run.verified,
+            mtu: segment.mtu as u16,
+        };
+        let Worker {
+            merger,
+            receive,
+            ports,
+            counters,
+            ..
+        } = self;
+        merger.push(
+            receive,
+            piece,
+            &inner,
+            meta,
+            &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
+                deliver(ports, counters, buffers, &delivery);
+            },
+        );
         Ok(())
     }
 
     fn flush_merger(&mut self) {
-        let Worker { merger, receive, ports, counters, .. } = self;
-        merger.flush(receive, &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
-            deliver(ports, counters, buffers, &delivery);
-        });
+        let Worker {
+            merger,
+            receive,
+            ports,
+            counters,
+            ..
+        } = self;
+        merger.flush(
+            receive,
+            &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
+                deliver(ports, counters, buffers, &delivery);
+            },
+        );
     }
 
     #[cold]
@@ -625,7 +770,12 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             }
             None | Some(Station::Learned { .. }) => {
                 if let Some(learn) = &self.learn {
-                    let event = LearnEvent { segment: segment.index, mac, vtep: run.vtep, now_s: run.now_s };
+                    let event = LearnEvent {
+                        segment: segment.index,
+                        mac,
+                        vtep: run.vtep,
+                        now_s: run.now_s,
+                    };
                     let _full_is_fine = learn.try_send(event);
                 }
             }
@@ -662,7 +812,11 @@ struct LastDatagram<'v> {
 
 /// Parses a frame as read and plans its segments.
 #[inline]
-fn examine(frame: &[u8], vnet: &VnetHdr, truncated: bool) -> Result<(Inner, Option<Plan>), DropReason> {
+fn examine(
+    frame: &[u8],
+    vnet: &VnetHdr,
+    truncated: bool,
+) -> Result<(Inner, Option<Plan>), DropReason> {
     if truncated {
         return Err(DropReason::FrameTruncated);
     }
@@ -678,8 +832,12 @@ fn examine(frame: &[u8], vnet: &VnetHdr, truncated: bool) -> Result<(Inner, Opti
 /// RFC 6040 §4.1 normal mode for ECN; DSCP by policy (`tos inherit`).
 #[inline]
 fn outer_tos(segment: &Segment, inner_tos: u8) -> u8 {
-    let dscp = if segment.policy.inherit_dscp { inner_tos & 0xfc } else { 0 };
-    dscp | ecn::encap(inner_tos)
+    let dscp = if segment.policy.inherit_dscp {
+        inner_tos & 0xfc
+    } else {
+        0
+    };
+    ecn::encap(inner_tos).in_tos(dscp)
 }
 
 /// An IPv4 address seen through a dual-stack socket is the IPv4 address.
@@ -715,11 +873,12 @@ fn deliver<P: FramePort>(
     const PIECES: usize = 192;
     let frames = u64::from(delivery.frames);
     let Some(Some(port)) = ports.get_mut(delivery.port as usize) else {
-        return counters.drop(DropReason::UplinkGone, frames);
+        return counters.count_drop(DropReason::UplinkGone, frames);
     };
     let vnet = delivery.vnet.to_bytes();
     let outcome = if let [piece] = delivery.pieces {
-        port.io.send(&[IoSlice::new(&vnet), IoSlice::new(buffers.bytes(*piece))])
+        port.io
+            .send(&[IoSlice::new(&vnet), IoSlice::new(buffers.bytes(*piece))])
     } else {
         debug_assert!(delivery.pieces.len() < PIECES);
         let mut pieces = [IoSlice::new(&[]); PIECES];
@@ -727,7 +886,8 @@ fn deliver<P: FramePort>(
         for (slot, piece) in pieces[1..].iter_mut().zip(delivery.pieces) {
             *slot = IoSlice::new(buffers.bytes(*piece));
         }
-        port.io.send(&pieces[..=delivery.pieces.len().min(PIECES - 1)])
+        port.io
+            .send(&pieces[..=delivery.pieces.len().min(PIECES - 1)])
     };
     match outcome {
         Ok(()) => {
@@ -736,9 +896,14 @@ fn deliver<P: FramePort>(
             counters.delivered_bytes.add(delivery.len as u64);
         }
         Err(error) => {
-            let full = error.kind() == std::io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS);
-            let reason = if full { DropReason::UplinkFull } else { DropReason::UplinkRefused };
-            counters.drop(reason, frames);
+            let full = error.kind() == std::io::ErrorKind::WouldBlock
+                || error.raw_os_error() == Some(libc::ENOBUFS);
+            let reason = if full {
+                DropReason::UplinkFull
+            } else {
+                DropReason::UplinkRefused
+            };
+            counters.count_drop(reason, frames);
         }
     }
 }

@@ -30,9 +30,13 @@ pub fn overhead_len(vtep: IpAddr) -> usize {
 
 /// Decides on `frame`, which does not fit `path_mtu` underlay bytes.
 pub fn handle(frame: &[u8], segment: &Segment, vtep: IpAddr, path_mtu: u32) -> Outcome {
-    let Ok(inner) = inner::parse(frame) else { return Outcome::Nothing };
+    let Ok(inner) = inner::parse(frame) else {
+        return Outcome::Nothing;
+    };
     let room = (path_mtu as usize).saturating_sub(overhead_len(vtep) + usize::from(inner.l3));
-    let Ok(mtu_inner) = u16::try_from(room) else { return Outcome::Nothing };
+    let Ok(mtu_inner) = u16::try_from(room) else {
+        return Outcome::Nothing;
+    };
     let gateway_v4 = segment.gateways.iter().find_map(|ip| match ip {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,
@@ -43,16 +47,25 @@ pub fn handle(frame: &[u8], segment: &Segment, vtep: IpAddr, path_mtu: u32) -> O
     });
     let reply = match inner.kind {
         Kind::Ipv4 => {
-            if let Some(fragments) = ipv4::fragment(frame, &inner, mtu_inner) {
+            if let Ok(fragments) = ipv4::fragment(frame, &inner, usize::from(mtu_inner)) {
                 return Outcome::Fragments(fragments);
             }
-            let from = gateway_v4.or_else(|| Some(ipv4_of(frame, &inner)))
+            let from = gateway_v4
+                .or_else(|| Some(ipv4_of(frame, &inner)))
                 .filter(|ip| !ip.is_unspecified());
-            from.and_then(|ip| icmp::fragmentation_needed(frame, &inner, mtu_inner, ip, segment.gateway_mac))
+            from.and_then(|ip| {
+                icmp::fragmentation_needed(frame, &inner, mtu_inner, ip, segment.gateway_mac)
+            })
         }
         Kind::Ipv6 => {
             let from = gateway_v6.unwrap_or_else(|| link_local(segment));
-            icmp::packet_too_big(frame, &inner, u32::from(mtu_inner), from, segment.gateway_mac)
+            icmp::packet_too_big(
+                frame,
+                &inner,
+                u32::from(mtu_inner),
+                from,
+                segment.gateway_mac,
+            )
         }
         Kind::Arp | Kind::Other => None,
     };
@@ -71,7 +84,16 @@ fn ipv4_of(frame: &[u8], inner: &inner::Inner) -> std::net::Ipv4Addr {
 fn link_local(segment: &Segment) -> std::net::Ipv6Addr {
     let m = segment.gateway_mac.0;
     let pair = |a: u8, b: u8| u16::from_be_bytes([a, b]);
-    std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, pair(m[0] ^ 2, m[1]), pair(m[2], 0xff), pair(0xfe, m[3]), pair(m[4], m[5]))
+    std::net::Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        pair(m[0] ^ 2, m[1]),
+        pair(m[2], 0xff),
+        pair(0xfe, m[3]),
+        pair(m[4], m[5]),
+    )
 }
 
 /// Segment `index` of a super-frame as a frame of its own.

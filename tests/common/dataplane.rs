@@ -68,7 +68,10 @@ pub fn record(host: u8, vtep: IpAddr) -> EndpointRecord {
         name: String::new(),
         aliases: Vec::new(),
         service: String::new(),
-        version: Version { epoch: 1, counter: 1 },
+        version: Version {
+            epoch: 1,
+            counter: 1,
+        },
     }
 }
 
@@ -76,17 +79,33 @@ impl Node {
     fn new(wire: &ChannelWire, host: u8, policy: SegmentPolicy) -> Node {
         let vtep = SocketAddr::from(([192, 0, 2, host], 4789));
         let (mut writer, tables) = TableWriter::new(4789, 1);
-        writer.add_segment(segment_config(vni().value(), policy)).unwrap();
+        writer
+            .add_segment(segment_config(vni().value(), policy))
+            .unwrap();
         let other = 3 - host;
         writer.upsert_local(&record(host, vtep.ip())).unwrap();
-        writer.upsert_remote(&record(other, IpAddr::from([192, 0, 2, other]))).unwrap();
+        writer
+            .upsert_remote(&record(other, IpAddr::from([192, 0, 2, other])))
+            .unwrap();
         let counters = Arc::new(Counters::default());
         let (learn, learned) = crossbeam_channel::bounded(64);
-        let mut worker =
-            Worker::new(WorkerConfig::default(), tables, Arc::clone(&counters), wire.attach(vtep), Some(learn));
+        let mut worker = Worker::new(
+            WorkerConfig::default(),
+            tables,
+            Arc::clone(&counters),
+            wire.attach(vtep),
+            Some(learn),
+        );
         let port = ChannelPort::new();
         worker.add_port(SegmentIndex(0), port.clone());
-        Node { writer, worker, port, counters, vtep, learned }
+        Node {
+            writer,
+            worker,
+            port,
+            counters,
+            vtep,
+            learned,
+        }
     }
 
     pub fn counters(&self) -> CounterSnapshot {
@@ -95,7 +114,9 @@ impl Node {
 
     /// Another network with nobody in it.
     pub fn add_network(&mut self, vni: u32, policy: SegmentPolicy) {
-        self.writer.add_segment(segment_config(vni, policy)).unwrap();
+        self.writer
+            .add_segment(segment_config(vni, policy))
+            .unwrap();
     }
 
     /// Forgets the other node's endpoint, and with it the VTEP.
@@ -104,7 +125,9 @@ impl Node {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(_) => unreachable!("test VTEPs are IPv4"),
         };
-        self.writer.remove(vni(), &format!("endpoint{other}")).unwrap();
+        self.writer
+            .remove(vni(), &format!("endpoint{other}"))
+            .unwrap();
     }
 
     pub fn remove_port(&mut self) {
@@ -116,7 +139,12 @@ impl Pair {
     pub fn new(policy: SegmentPolicy) -> Pair {
         let wire = ChannelWire::new();
         let (a, b) = (Node::new(&wire, 1, policy), Node::new(&wire, 2, policy));
-        Pair { wire, a, b, now_ns: 10_000_000_000 }
+        Pair {
+            wire,
+            a,
+            b,
+            now_ns: 10_000_000_000,
+        }
     }
 
     /// Runs both workers until nothing moves.
@@ -185,7 +213,9 @@ pub fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
 
 pub fn neighbour_solicitation(src: Ipv6Addr, target: Ipv6Addr, from: Mac) -> Vec<u8> {
     let t = target.octets();
-    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, t[13], t[14], t[15]];
+    let group = [
+        0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, t[13], t[14], t[15],
+    ];
     let mut body = t.to_vec();
     body.extend([1, 1]);
     body.extend(from.0);
