@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay};
 use crate::sys::packet::PacketSocket;
+use crate::sys::poll;
 use crate::sys::tap::Tap;
 use crate::sys::udp::{self, Destination, UdpSocket};
 
@@ -42,7 +43,7 @@ impl FramePort for LinuxPort {
                 vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
             })),
             LinuxPort::Tap(tap) => {
-                Ok(tap.recv(buf)?.map(|len| ReceivedFrame { len, truncated: false, vlan: None }))
+                Ok(tap.recv(buf)?.map(|meta| ReceivedFrame { len: meta.len, truncated: meta.truncated, vlan: None }))
             }
         }
     }
@@ -172,7 +173,7 @@ impl Underlay for LinuxUnderlay {
     }
 
     fn wait_writable(&mut self, path: usize, _destination: SocketAddr) {
-        let _timeout_is_fine = self.pool[path].wait_writable(Duration::from_millis(1));
+        let _timeout_is_fine = poll::wait_writable(&self.pool[path], Duration::from_millis(1));
     }
 
     fn overflow(&mut self) -> u64 {

@@ -6,7 +6,7 @@
 //! tables.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,11 +18,11 @@ use super::counters::{CounterSnapshot, Counters};
 use super::forwarder::{LearnEvent, Worker, WorkerConfig};
 use super::linux::{LinuxPort, LinuxUnderlay, UnderlayOffloads};
 use crate::sys::clock::now_ns;
-use crate::sys::netns::{self, Netns};
+use crate::sys::netns::Netns;
 use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket};
 use crate::sys::poll::{Poller, Waker};
 use crate::sys::tap::Tap;
-use crate::sys::udp::{self, PmtuDisc, UdpOptions, UdpSocket};
+use crate::sys::udp::{self, PathMtuDiscovery, UdpOptions, UdpSocket};
 use crate::sys::{SysError, affinity};
 use crate::tables::{SegmentIndex, Tables};
 
@@ -163,7 +163,7 @@ impl Dataplane {
         let offloads = Arc::new(UnderlayOffloads {
             segmentation: AtomicBool::new(config.segmentation && udp::probe_segmentation()),
             receive_coalescing: AtomicBool::new(config.receive_coalescing && udp::probe_gro()),
-            segments_max: udp::segments_max(),
+            segments_max: udp::SEGMENTS_MAX,
         });
         let (learn, learned) = bounded(1024);
         let mut dataplane = Dataplane { config, workers: Vec::new(), offloads, learned };
@@ -258,7 +258,7 @@ impl Dataplane {
     fn stop(&mut self) {
         for worker in &self.workers {
             let _already_gone = worker.orders.send(Order::Stop);
-            worker.waker.wake();
+            let _full_means_awake = worker.waker.wake();
         }
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take() {
@@ -279,7 +279,7 @@ impl Handle {
     fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Result<(), DataplaneError> {
         let (done, carried_out) = bounded(1);
         self.orders.send(order(done)).map_err(|_| DataplaneError::Stopped)?;
-        self.waker.wake();
+        let _full_means_awake = self.waker.wake();
         carried_out.recv_timeout(Duration::from_secs(5)).map_err(|_| DataplaneError::Stopped)
     }
 }
@@ -306,7 +306,7 @@ fn open_underlay(
     let common = UdpOptions {
         rcvbuf: UDP_BUFFER_LEN,
         sndbuf: UDP_BUFFER_LEN,
-        dont_fragment: PmtuDisc::Do,
+        path_mtu_discovery: PathMtuDiscovery::Do,
         ..UdpOptions::default()
     };
     let receive_options = UdpOptions {
@@ -344,7 +344,7 @@ fn open_packet_ports(
     count: usize,
     segment: SegmentIndex,
 ) -> Result<Vec<PacketSocket>, SysError> {
-    netns::run_in(netns, move || {
+    netns.run_in(move || {
         (0..count)
             .map(|_| {
                 let fanout = Fanout { group: segment.0, kind: FanoutKind::Hash };
@@ -352,7 +352,7 @@ fn open_packet_ports(
                     fanout: (count > 1).then_some(fanout),
                     rcvbuf: UPLINK_BUFFER_LEN,
                     sndbuf: UPLINK_BUFFER_LEN,
-                    qdisc_bypass: true,
+                    ..PacketOptions::default()
                 };
                 PacketSocket::open(ifindex, &options)
             })
@@ -371,9 +371,9 @@ fn start_worker(
     let waker = Arc::new(Waker::new()?);
     let counters = Arc::new(Counters::default());
     let alive = Arc::new(AtomicBool::new(true));
-    let mut poller = Poller::new()?;
-    poller.add(waker.as_fd(), TOKEN_WAKER)?;
-    poller.add(underlay.receive_fd(), TOKEN_UNDERLAY)?;
+    let poller = Poller::new()?;
+    watch(&poller, waker.as_fd(), TOKEN_WAKER)?;
+    watch(&poller, underlay.receive_fd(), TOKEN_UNDERLAY)?;
     let worker =
         Worker::new(config.worker, Arc::clone(tables), Arc::clone(&counters), underlay, Some(learn));
     let state = Loop {
@@ -398,6 +398,10 @@ fn start_worker(
         })
         .map_err(|error| SysError::new("start thread", format!("weft-worker-{index}"), error))?;
     Ok(Handle { orders, waker, counters, alive, thread: Some(thread) })
+}
+
+fn watch(poller: &Poller, fd: BorrowedFd<'_>, token: u64) -> Result<(), SysError> {
+    poller.add(fd, token).map_err(|error| SysError::new("watch descriptor", token.to_string(), error))
 }
 
 /// Clears the flag when the thread ends, by return or by panic.
@@ -467,7 +471,7 @@ impl Loop {
             }
         }
         if orders {
-            self.waker.drain();
+            let _nothing_left = self.waker.drain();
             if self.carry_out() {
                 return Round::Stopped;
             }
