@@ -168,7 +168,7 @@ impl Spec {
         if self.tcp {
             out.extend(self.seq.to_be_bytes());
             out.extend(self.ack.to_be_bytes());
-            out.push(((20 + self.tcp_options.len()) / 4 << 4) as u8);
+            out.push((((20 + self.tcp_options.len()) / 4) << 4) as u8);
             out.push(self.flags);
             out.extend(self.window.to_be_bytes());
             out.extend([0, 0]);

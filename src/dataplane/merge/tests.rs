@@ -1,9 +1,9 @@
 use super::*;
 use crate::wire::inner;
 
-#[path = "../../../tests/offload/frames.rs"]
-mod frames;
-use frames::{ACK, CWR, ECE, FIN, PSH, RST, SYN, Spec, Sum, URG, bytes};
+use crate::dataplane::split::tests::frames::{
+    ACK, CWR, ECE, FIN, PSH, RST, SYN, Spec, Sum, URG, bytes,
+};
 
 /// Buffers that hold one frame each.
 struct Pool(Vec<Vec<u8>>);

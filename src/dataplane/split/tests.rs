@@ -1,7 +1,7 @@
 use super::*;
 
 #[path = "../../../tests/offload/frames.rs"]
-mod frames;
+pub(in crate::dataplane) mod frames;
 use frames::{ACK, CWR, ECE, FIN, PSH, Spec, Sum, bytes};
 
 fn vnet(spec: &Spec, gso_size: u16) -> VnetHdr {
