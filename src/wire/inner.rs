@@ -11,28 +11,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Mac;
-
-/// Bytes of an Ethernet header without tags.
-pub const ETHERNET_LEN: usize = 14;
-/// EtherType of IPv4.
-pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// EtherType of ARP.
-pub const ETHERTYPE_ARP: u16 = 0x0806;
-/// EtherType of an IEEE 802.1Q tag.
-pub const ETHERTYPE_VLAN: u16 = 0x8100;
-/// EtherType of an IEEE 802.1ad service tag.
-pub const ETHERTYPE_QINQ: u16 = 0x88a8;
-/// EtherType of IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
-
-/// IP protocol number of ICMP for IPv4.
-pub const PROTO_ICMP: u8 = 1;
-/// IP protocol number of TCP.
-pub const PROTO_TCP: u8 = 6;
-/// IP protocol number of UDP.
-pub const PROTO_UDP: u8 = 17;
-/// IP protocol number of ICMPv6.
-pub const PROTO_ICMPV6: u8 = 58;
+pub use super::ethernet::{
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
+    LEN as ETHERNET_LEN,
+};
+pub use super::ipv4::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 
 /// What the frame carries at layer 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +84,9 @@ pub enum Malformed {
     /// IPv4 total length or IPv6 payload length says more than the frame holds.
     #[error("IP length is beyond the end of the frame")]
     LengthBeyondFrame,
-    /// An IPv6 extension header is cut short, or there are more than eight.
-    #[error("IPv6 extension header is cut short, or there are too many")]
+    /// An IPv6 extension header is cut short, there are more than eight, or a first fragment ends
+    /// before the upper layer starts (RFC 7112 §5: such packets hide what they carry).
+    #[error("IPv6 extension headers are cut short, too many, or not all in the first fragment")]
     BadExtensionHeader,
     /// More than two VLAN tags.
     #[error("more than two VLAN tags")]
@@ -263,12 +247,13 @@ fn extensions(packet: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
                 }
                 8
             }
-            upper => {
-                if at < packet.len() && upper != NO_NEXT_HEADER {
-                    inner.l4 = at as u16;
-                }
+            NO_NEXT_HEADER => return Ok(()),
+            _ if at < packet.len() => {
+                inner.l4 = at as u16;
                 return Ok(());
             }
+            _ if inner.fragment => return Err(Malformed::BadExtensionHeader),
+            _ => return Ok(()),
         };
         at += len;
         if at > packet.len() {
@@ -498,6 +483,8 @@ mod tests {
         );
         check(&ip6(0, 160, &[0; 160]), Malformed::BadExtensionHeader);
         check(&ip4(5, 20, 0, &[0; 20]), Malformed::BadIpVersion);
+        let hiding = [58, 0, 0, 1, 0, 0, 0, 9];
+        check(&ip6(44, 8, &hiding), Malformed::BadExtensionHeader);
     }
 
     #[test]
