@@ -535,4 +535,4 @@ const CWR: u8 = 0x80;
 const RSC_INFO: u8 = 4;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
