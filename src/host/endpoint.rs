@@ -450,7 +450,7 @@ impl EndpointBuilder<'_> {
         for address in &self.spec.addresses {
             self.workload.put_address(inner.index, *address).await?;
         }
-        self.workload.set_up(inner.index).await?;
+        self.workload.set_up(&inner.name).await?;
         for (destination, gateway) in &self.spec.routes {
             self.workload
                 .put_route(inner.index, *destination, *gateway)

@@ -303,20 +303,18 @@ impl SegmentBuilder<'_> {
         let bridge = self.bridge(undo).await?;
         self.addresses(bridge, undo).await?;
         match self.segment.uplink {
-            UplinkKind::Packet => {
-                self.netlink
-                    .delete_link_if(self.found(&self.names.tap))
-                    .await?;
-                self.uplink_pair(bridge, undo).await
-            }
-            UplinkKind::Tap => {
-                let pair = self.found(&self.names.uplink_port);
-                self.netlink.delete_link_if(pair).await?;
-                match self.found(&self.names.tap) {
-                    Some(_) => finish_tap(self.spec, self.segment.index).await.map(drop),
-                    None => Ok(()),
-                }
-            }
+            UplinkKind::Packet => self.uplink_pair(bridge, undo).await?,
+            UplinkKind::Tap => self.uplink_tap().await?,
+        }
+        self.netlink.set_gso(bridge, self.segment.gso()).await
+    }
+
+    /// The TAP of another time, if there is one, is made a port again.
+    async fn uplink_tap(&self) -> Result<(), HostError> {
+        self.delete_found(&self.names.uplink_port).await?;
+        match self.found(&self.names.tap) {
+            Some(_) => finish_tap(self.spec, self.segment.index).await.map(drop),
+            None => Ok(()),
         }
     }
 
@@ -328,7 +326,6 @@ impl SegmentBuilder<'_> {
             name: name.clone(),
             mac: self.segment.bridge_mac(),
             mtu: self.segment.mtu,
-            gso: self.segment.gso(),
         };
         self.netlink.put_bridge(&bridge).await?;
         self.note_link(name, undo);
@@ -365,6 +362,7 @@ impl SegmentBuilder<'_> {
     }
 
     async fn uplink_pair(&self, bridge: u32, undo: &mut Undo) -> Result<(), HostError> {
+        self.delete_found(&self.names.tap).await?;
         let (port, held) = (self.uplink_end(Some(bridge)), self.uplink_end(None));
         self.refuse_other_kind(&port.name, "veth")?;
         self.refuse_other_kind(&held.name, "veth")?;
@@ -382,7 +380,8 @@ impl SegmentBuilder<'_> {
         mark_if_bare(self.netlink, self.links, &held.name, self.spec).await?;
         self.netlink
             .set_port(&port.name, BridgePortFlags::UPLINK)
-            .await
+            .await?;
+        self.netlink.set_up(&held.name).await
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {
@@ -406,6 +405,14 @@ impl SegmentBuilder<'_> {
         find(self.links, name)
     }
 
+    /// Removes the uplink of the other kind.
+    async fn delete_found(&self, name: &str) -> Result<(), HostError> {
+        match self.found(name) {
+            Some(link) => self.netlink.delete_link(&link.name).await,
+            None => Ok(()),
+        }
+    }
+
     /// Notes a link as made by this call, unless it was there at the start.
     fn note_link(&self, name: &str, undo: &mut Undo) {
         if self.found(name).is_none() {
@@ -421,15 +428,6 @@ impl SegmentBuilder<'_> {
                 found: link.kind.clone().unwrap_or_else(|| "device".into()),
             }),
             _ => Ok(()),
-        }
-    }
-}
-
-impl Netlink {
-    async fn delete_link_if(&self, link: Option<&Link>) -> Result<(), HostError> {
-        match link {
-            Some(link) => self.delete_link(&link.name).await,
-            None => Ok(()),
         }
     }
 }
@@ -487,7 +485,7 @@ async fn claim(netlink: &Netlink, links: &[Link], spec: &NetworkSpec) -> Result<
         _ => return Err(foreign_netns(&spec.netns_path, &spec.id, links)),
     }
     match links.iter().find(|link| link.loopback) {
-        Some(lo) if !lo.up => netlink.set_up(lo.index).await,
+        Some(lo) if !lo.up => netlink.set_up(&lo.name).await,
         _ => Ok(()),
     }
 }
