@@ -42,6 +42,8 @@ pub struct LaneCounters {
     pub drop_dead: u64,
     /// Dropped because too much was waiting.
     pub drop_queue: u64,
+    /// Refused by the link they were to leave by.
+    pub drop_send: u64,
     /// Frames waiting now.
     pub waiting: u64,
 }
@@ -50,7 +52,7 @@ impl LaneCounters {
     /// Whether every frame is accounted for.
     pub fn balanced(&self) -> bool {
         let drops = self.drop_loss + self.drop_mtu + self.drop_dead + self.drop_queue;
-        self.offered + self.duplicated == self.delivered + drops + self.waiting
+        self.offered + self.duplicated == self.delivered + drops + self.drop_send + self.waiting
     }
 }
 
@@ -122,6 +124,12 @@ impl Lane {
         let Reverse(waiting) = self.queue.pop()?;
         self.counters.delivered += 1;
         Some(waiting.frame)
+    }
+
+    /// The frame taken out last could not be sent.
+    pub fn send_failed(&mut self) {
+        self.counters.delivered -= 1;
+        self.counters.drop_send += 1;
     }
 
     /// When the next frame is due.
