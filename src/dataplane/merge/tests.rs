@@ -349,7 +349,7 @@ fn a_frame_delivered_alone_keeps_its_padding() {
         padding: 12,
         ..Spec::udp4(&[1, 2])
     };
-    assert_eq!(run(&[spec.clone()])[0].frame, spec.build());
+    assert_eq!(run(std::slice::from_ref(&spec))[0].frame, spec.build());
 }
 
 #[test]
