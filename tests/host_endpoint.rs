@@ -4,7 +4,9 @@ mod host_support;
 
 use std::path::Path;
 
-use host_support::{Place, assert_same, link, links, named, ping, ping_full, run_in, snapshot};
+use host_support::{
+    Place, assert_same, link, links, named, ping, ping_full, run_in, silent, snapshot,
+};
 use weft::host::{
     EndpointSpec, GsoSizes, HostError, NetworkSpec, UplinkKind, WorkloadRef, attach, detach,
     ensure_network, faults, host_ifname, list_endpoints, workload_alive,
@@ -442,7 +444,7 @@ fn heard(listener: &str, from: &str, mac: &str, target: &str) -> bool {
         .spawn()
         .expect("start tcpdump");
     std::thread::sleep(std::time::Duration::from_millis(500));
-    ping(&named(from), target);
+    silent(&named(from), target);
     tcpdump.wait().expect("wait for tcpdump").success()
 }
 
@@ -464,7 +466,7 @@ async fn a_locked_port_drops_other_source_addresses() {
             &named(&one),
             &["ip", "link", "set", "eth0", "address", stolen],
         );
-        assert!(!ping(&named(&one), "10.0.1.254"), "{stolen}");
+        assert!(silent(&named(&one), "10.0.1.254"), "{stolen}");
         run_in(&named(&one), &["ip", "neigh", "flush", "dev", "eth0"]);
         assert!(!heard(&two, &one, stolen, "10.0.1.9"), "{stolen}");
         assert!(
@@ -522,7 +524,7 @@ async fn unknown_unicast_leaves_by_the_uplink_only() {
         count(&network.netns_path, "up1"),
         count(&named(&two), "eth0"),
     );
-    assert!(!ping(&named(&one), "10.0.1.99"));
+    assert!(silent(&named(&one), "10.0.1.99"));
     let after = (
         count(&network.netns_path, "up1"),
         count(&named(&two), "eth0"),

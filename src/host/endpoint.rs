@@ -281,7 +281,8 @@ impl EndpointBuilder<'_> {
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
-        self.network.settle_port(&host.name).await?;
+        self.network.settle(&host.name).await?;
+        self.workload.settle(&inner.name).await?;
         Ok(AttachedEndpoint {
             host_ifindex: host.index,
             host_ifname: host.name,

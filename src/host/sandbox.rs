@@ -206,6 +206,7 @@ pub async fn finish_tap(spec: &NetworkSpec, segment_index: usize) -> Result<u32,
     netlink
         .set_port(&names.tap, BridgePortFlags::UPLINK)
         .await?;
+    netlink.settle(&names.tap).await?;
     Ok(tap.index)
 }
 
@@ -383,7 +384,10 @@ impl SegmentBuilder<'_> {
             .set_port(&port.name, BridgePortFlags::UPLINK)
             .await?;
         self.netlink.set_up(&held.name).await?;
-        self.netlink.settle_port(&port.name).await
+        for name in [&port.name, &held.name, &self.names.bridge] {
+            self.netlink.settle(name).await?;
+        }
+        Ok(())
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {
