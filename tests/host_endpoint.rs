@@ -436,7 +436,8 @@ async fn two_segments_of_a_network_are_routed_by_their_gateways() {
 fn heard(listener: &str, from: &str, mac: &str, target: &str) -> bool {
     let mut tcpdump = std::process::Command::new("ip")
         .args([
-            "netns", "exec", listener, "timeout", "2", "tcpdump", "-c1", "-Q", "in", "-nni", "eth0",
+            "netns", "exec", listener, "timeout", "2", "tcpdump", "-Z", "root", "-c1", "-Q", "in",
+            "-nni", "eth0",
         ])
         .args(["ether", "src", mac])
         .stdout(std::process::Stdio::null())
@@ -606,4 +607,23 @@ async fn removing_a_network_takes_its_interfaces_from_workloads() {
         .await
         .unwrap();
     assert!(link(&named(&name), "eth0").await.is_none());
+}
+
+#[tokio::test]
+async fn a_changed_mac_and_a_lifted_lock_leave_no_stale_fdb_entry() {
+    let Some(place) = Place::new() else { return };
+    let network = network(&place).await;
+    let name = place.workload();
+    let mut spec = place.endpoint(&network, &name, "10.0.1.2/24");
+    attach(&spec).await.unwrap();
+    spec.mac = Mac([0x02, 0x42, 0, 0, 0, 7]);
+    attach(&spec).await.unwrap();
+    assert!(ping(&named(&name), "10.0.1.254"));
+    let found = list_endpoints(&network.netns_path).await.unwrap();
+    assert_eq!(found[0].macs, [spec.mac]);
+    spec.isolate_spoofing = false;
+    attach(&spec).await.unwrap();
+    let found = list_endpoints(&network.netns_path).await.unwrap();
+    assert_eq!(found[0].macs, [] as [Mac; 0]);
+    assert!(ping(&named(&name), "10.0.1.254"));
 }

@@ -59,8 +59,8 @@ impl SegmentSpec {
         self.gateways.iter().any(IpNetwork::is_ipv6)
     }
 
-    /// Addresses of the bridge. With IPv6 it needs a link-local one to solicit neighbours when it
-    /// routes; a fixed one, since a generated one would differ from nothing: the MAC is anycast.
+    /// Addresses of the bridge. With IPv6 it needs a link-local one too, the source of its neighbour
+    /// solicitations when it routes (`ndisc_send_ns`). Like the gateway, it is the same on every node.
     fn bridge_addresses(&self) -> Vec<IpNetwork> {
         let mut addresses = self.gateways.clone();
         if self.has_v6() {
