@@ -16,6 +16,7 @@ pub mod affinity;
 pub mod caps;
 pub mod clock;
 mod error;
+pub mod ethtool;
 pub mod limits;
 pub mod link;
 mod message;
@@ -23,6 +24,7 @@ pub mod netns;
 pub mod packet;
 pub mod poll;
 mod socket;
+pub mod tap;
 pub mod udp;
 
 pub use error::SysError;
