@@ -42,9 +42,11 @@ impl FramePort for LinuxPort {
                 truncated: meta.truncated,
                 vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
             })),
-            LinuxPort::Tap(tap) => {
-                Ok(tap.recv(buf)?.map(|meta| ReceivedFrame { len: meta.len, truncated: meta.truncated, vlan: None }))
-            }
+            LinuxPort::Tap(tap) => Ok(tap.recv(buf)?.map(|meta| ReceivedFrame {
+                len: meta.len,
+                truncated: meta.truncated,
+                vlan: None,
+            })),
         }
     }
 
@@ -92,8 +94,16 @@ pub struct LinuxUnderlay {
 
 impl LinuxUnderlay {
     /// Takes over bound sockets. `pool` must hold a power of two of them.
-    pub fn new(receive: UdpSocket, pool: Vec<UdpSocket>, local: IpAddr, offloads: Arc<UnderlayOffloads>) -> Self {
-        assert!(pool.len().is_power_of_two(), "the flow hash is masked with the pool's size");
+    pub fn new(
+        receive: UdpSocket,
+        pool: Vec<UdpSocket>,
+        local: IpAddr,
+        offloads: Arc<UnderlayOffloads>,
+    ) -> Self {
+        assert!(
+            pool.len().is_power_of_two(),
+            "the flow hash is masked with the pool's size"
+        );
         LinuxUnderlay {
             receive,
             pool,
@@ -127,7 +137,9 @@ impl LinuxUnderlay {
 impl Underlay for LinuxUnderlay {
     #[inline]
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
-        let Some(meta) = self.receive.recv(buf)? else { return Ok(None) };
+        let Some(meta) = self.receive.recv(buf)? else {
+            return Ok(None);
+        };
         if let Some(total) = meta.overflow {
             self.overflow += u64::from(total.wrapping_sub(self.overflow_seen));
             self.overflow_seen = total;
@@ -149,7 +161,9 @@ impl Underlay for LinuxUnderlay {
             return Err(io::ErrorKind::NotFound.into());
         };
         let socket = &self.pool[transmit.path];
-        socket.send(pieces, destination, transmit.segment_size, transmit.tos).map(|_| ())
+        socket
+            .send(pieces, destination, transmit.segment_size, transmit.tos)
+            .map(|_| ())
     }
 
     fn paths(&self) -> usize {
@@ -158,8 +172,19 @@ impl Underlay for LinuxUnderlay {
 
     fn send_limits(&self, destination: SocketAddr) -> SendLimits {
         let segmentation = self.offloads.segmentation.load(Ordering::Relaxed);
-        let datagrams = if segmentation { self.offloads.segments_max } else { 1 };
-        SendLimits { datagrams, bytes: if destination.is_ipv4() { 65_507 } else { 65_527 } }
+        let datagrams = if segmentation {
+            self.offloads.segments_max
+        } else {
+            1
+        };
+        SendLimits {
+            datagrams,
+            bytes: if destination.is_ipv4() {
+                65_507
+            } else {
+                65_527
+            },
+        }
     }
 
     fn disable_segmentation(&mut self, destination: SocketAddr, error: &io::Error) {

@@ -16,6 +16,9 @@
 //!
 //! Owns: which frames merge, and the header of the result. Must not know: VXLAN, VTEPs, sockets, time.
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};
 use crate::wire::{Inner, Kind, VnetHdr, checksum, flow};
 

@@ -94,7 +94,9 @@ pub enum UplinkSource<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
     /// The VXLAN port is in use.
-    #[error("UDP port {port} on {vtep} is in use by another program (kernel VXLAN, Docker or another agent)")]
+    #[error(
+        "UDP port {port} on {vtep} is in use by another program (kernel VXLAN, Docker or another agent)"
+    )]
     PortInUse {
         /// The address.
         vtep: IpAddr,
@@ -158,7 +160,10 @@ impl Dataplane {
     ///
     /// # Errors
     /// [`DataplaneError`]; no thread is left.
-    pub fn start(config: DataplaneConfig, tables: Arc<Tables>) -> Result<Dataplane, DataplaneError> {
+    pub fn start(
+        config: DataplaneConfig,
+        tables: Arc<Tables>,
+    ) -> Result<Dataplane, DataplaneError> {
         check_port_free(&config)?;
         let offloads = Arc::new(UnderlayOffloads {
             segmentation: AtomicBool::new(config.segmentation && udp::probe_segmentation()),
@@ -166,7 +171,12 @@ impl Dataplane {
             segments_max: udp::SEGMENTS_MAX,
         });
         let (learn, learned) = bounded(1024);
-        let mut dataplane = Dataplane { config, workers: Vec::new(), offloads, learned };
+        let mut dataplane = Dataplane {
+            config,
+            workers: Vec::new(),
+            offloads,
+            learned,
+        };
         for index in 0..dataplane.config.workers.max(1) {
             let underlay = open_underlay(&dataplane.config, &dataplane.offloads)?;
             let handle = start_worker(index, &dataplane.config, &tables, underlay, learn.clone())?;
@@ -189,16 +199,26 @@ impl Dataplane {
     ///
     /// # Errors
     /// When its sockets cannot be opened; then no worker has it.
-    pub fn add_uplink(&self, segment: SegmentIndex, source: UplinkSource<'_>) -> Result<(), DataplaneError> {
+    pub fn add_uplink(
+        &self,
+        segment: SegmentIndex,
+        source: UplinkSource<'_>,
+    ) -> Result<(), DataplaneError> {
         let wanted = self.worker_count();
         let ports: Vec<LinuxPort> = match source {
             UplinkSource::Packet { netns, ifindex } => {
-                open_packet_ports(netns, ifindex, wanted, segment)?.into_iter().map(LinuxPort::Packet).collect()
+                open_packet_ports(netns, ifindex, wanted, segment)?
+                    .into_iter()
+                    .map(LinuxPort::Packet)
+                    .collect()
             }
             UplinkSource::Tap(queues) => queues.into_iter().map(LinuxPort::Tap).collect(),
         };
         if ports.len() != wanted {
-            return Err(DataplaneError::Queues { wanted, got: ports.len() });
+            return Err(DataplaneError::Queues {
+                wanted,
+                got: ports.len(),
+            });
         }
         for (worker, port) in self.workers.iter().zip(ports) {
             worker.ask(|done| Order::AddPort(segment, port, done))?;
@@ -211,7 +231,9 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError::Stopped`].
     pub fn remove_uplink(&self, segment: SegmentIndex) -> Result<(), DataplaneError> {
-        self.workers.iter().try_for_each(|worker| worker.ask(|done| Order::RemovePort(segment, done)))
+        self.workers
+            .iter()
+            .try_for_each(|worker| worker.ask(|done| Order::RemovePort(segment, done)))
     }
 
     /// Stations seen on learning segments; the owner of the table writer applies them.
@@ -222,7 +244,9 @@ impl Dataplane {
     /// Sum over all workers.
     pub fn counters(&self) -> CounterSnapshot {
         let mut sum = CounterSnapshot::default();
-        self.workers.iter().for_each(|w| sum.add(&w.counters.snapshot()));
+        self.workers
+            .iter()
+            .for_each(|w| sum.add(&w.counters.snapshot()));
         sum
     }
 
@@ -247,7 +271,10 @@ impl Dataplane {
 
     /// Workers that still run; fewer than [`Dataplane::worker_count`] means one has panicked.
     pub fn alive(&self) -> usize {
-        self.workers.iter().filter(|w| w.alive.load(Ordering::Relaxed)).count()
+        self.workers
+            .iter()
+            .filter(|w| w.alive.load(Ordering::Relaxed))
+            .count()
     }
 
     /// Stops all workers and waits for them.
@@ -278,19 +305,29 @@ impl Handle {
     /// Sends an order and waits until the worker has carried it out.
     fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Result<(), DataplaneError> {
         let (done, carried_out) = bounded(1);
-        self.orders.send(order(done)).map_err(|_| DataplaneError::Stopped)?;
+        self.orders
+            .send(order(done))
+            .map_err(|_| DataplaneError::Stopped)?;
         let _full_means_awake = self.waker.wake();
-        carried_out.recv_timeout(Duration::from_secs(5)).map_err(|_| DataplaneError::Stopped)
+        carried_out
+            .recv_timeout(Duration::from_secs(5))
+            .map_err(|_| DataplaneError::Stopped)
     }
 }
 
 /// `SO_REUSEPORT` would let a second agent share the port silently, so it is tried without first.
 fn check_port_free(config: &DataplaneConfig) -> Result<(), DataplaneError> {
-    let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
+    let options = UdpOptions {
+        reuse_port: false,
+        ..UdpOptions::default()
+    };
     match UdpSocket::bind(SocketAddr::new(config.vtep, config.port), &options) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(DataplaneError::PortInUse { vtep: config.vtep, port: config.port })
+            Err(DataplaneError::PortInUse {
+                vtep: config.vtep,
+                port: config.port,
+            })
         }
         Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
             Err(DataplaneError::AddressMissing(config.vtep))
@@ -321,7 +358,12 @@ fn open_underlay(
     for _ in 0..config.source_ports.next_power_of_two() {
         pool.push(bind_source_port(config.vtep, &common)?);
     }
-    Ok(LinuxUnderlay::new(receive, pool, config.vtep, Arc::clone(offloads)))
+    Ok(LinuxUnderlay::new(
+        receive,
+        pool,
+        config.vtep,
+        Arc::clone(offloads),
+    ))
 }
 
 /// A socket on a random free port of the dynamic range.
@@ -347,7 +389,10 @@ fn open_packet_ports(
     netns.run_in(move || {
         (0..count)
             .map(|_| {
-                let fanout = Fanout { group: segment.0, kind: FanoutKind::Hash };
+                let fanout = Fanout {
+                    group: segment.0,
+                    kind: FanoutKind::Hash,
+                };
                 let options = PacketOptions {
                     fanout: (count > 1).then_some(fanout),
                     rcvbuf: UPLINK_BUFFER_LEN,
@@ -374,8 +419,13 @@ fn start_worker(
     let poller = Poller::new()?;
     watch(&poller, waker.as_fd(), TOKEN_WAKER)?;
     watch(&poller, underlay.receive_fd(), TOKEN_UNDERLAY)?;
-    let worker =
-        Worker::new(config.worker, Arc::clone(tables), Arc::clone(&counters), underlay, Some(learn));
+    let worker = Worker::new(
+        config.worker,
+        Arc::clone(tables),
+        Arc::clone(&counters),
+        underlay,
+        Some(learn),
+    );
     let state = Loop {
         worker,
         poller,
@@ -397,11 +447,19 @@ fn start_worker(
             state.run();
         })
         .map_err(|error| SysError::new("start thread", format!("weft-worker-{index}"), error))?;
-    Ok(Handle { orders, waker, counters, alive, thread: Some(thread) })
+    Ok(Handle {
+        orders,
+        waker,
+        counters,
+        alive,
+        thread: Some(thread),
+    })
 }
 
 fn watch(poller: &Poller, fd: BorrowedFd<'_>, token: u64) -> Result<(), SysError> {
-    poller.add(fd, token).map_err(|error| SysError::new("watch descriptor", token.to_string(), error))
+    poller
+        .add(fd, token)
+        .map_err(|error| SysError::new("watch descriptor", token.to_string(), error))
 }
 
 /// Clears the flag when the thread ends, by return or by panic.
@@ -467,7 +525,11 @@ impl Loop {
             match event.token {
                 TOKEN_WAKER => orders = true,
                 TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
-                token => done += self.worker.encap_burst(SegmentIndex((token - TOKEN_UPLINK) as u16), now),
+                token => {
+                    done += self
+                        .worker
+                        .encap_burst(SegmentIndex((token - TOKEN_UPLINK) as u16), now)
+                }
             }
         }
         if orders {

@@ -14,6 +14,9 @@
 //! Owns: segmentation rules (RFC 791, 8200, 9293, 768; Linux `tcp_gso_segment`,
 //! `__udp_gso_segment`) and unfinished checksums. Must not know: VXLAN, VTEPs, sockets.
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 use std::ops::Range;
 
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};
@@ -535,4 +538,4 @@ const CWR: u8 = 0x80;
 const RSC_INFO: u8 = 4;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,12 +1,13 @@
 //! Links: what one looks like, and one short method per kernel operation on it.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 
 use super::{GsoSizes, HostError, Mark, Netlink};
@@ -50,6 +51,8 @@ pub struct Link {
     pub gso: GsoSizes,
     /// Of a bridge port: its flags.
     pub port: Option<BridgePortFlags>,
+    /// Of a bridge port: it passes frames.
+    pub forwarding: bool,
 }
 
 impl Link {
@@ -87,6 +90,7 @@ impl Link {
                 ipv4_max_size: 0,
             },
             port: None,
+            forwarding: false,
         };
         for attribute in message.attributes {
             link.take(attribute);
@@ -117,6 +121,8 @@ impl Link {
             LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
             LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
                 self.port = Some(BridgePortFlags::parse(&settings));
+                self.forwarding =
+                    settings.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
             }
             _ => {}
         }
@@ -369,6 +375,21 @@ impl Netlink {
         self.new_link(operation, message, 0).await
     }
 
+    /// Waits until a bridge port passes frames, for 0.2 s at most.
+    ///
+    /// A port that came up before its peer has a carrier only once the kernel's link watch has run; until
+    /// then it drops frames, and a lost ARP request costs a second. Since Linux 6.8 the look itself
+    /// makes the link watch run (`linkwatch_sync_dev`), so the first one usually finds it done.
+    pub(super) async fn settle_port(&self, name: &str) -> Result<(), HostError> {
+        for _ in 0..SETTLE_TRIES {
+            match self.link_by_name(name).await? {
+                Some(link) if link.forwarding && link.running => return Ok(()),
+                _ => tokio::time::sleep(SETTLE_PAUSE).await,
+            }
+        }
+        Ok(())
+    }
+
     /// Sets the super-frame sizes of a link.
     pub async fn set_gso(&self, index: u32, sizes: GsoSizes) -> Result<(), HostError> {
         let mut message = indexed(index);
@@ -475,7 +496,8 @@ fn bridge_settings() -> Vec<InfoBridge> {
 const RAW_FLAGS: LinkFlags = LinkFlags::Noarp.union(LinkFlags::Promisc);
 /// "weft" in ASCII.
 const GROUP: u32 = 0x7765_6674;
-const NLM_F_APPEND: u16 = netlink_packet_core::NLM_F_APPEND;
+const SETTLE_TRIES: u32 = 100;
+const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests {

@@ -13,8 +13,9 @@ use ipnetwork::{IpNetwork, Ipv6Network};
 
 use super::link::BridgePortFlags;
 use super::sysctl::{self, Scope};
-use super::undo::{Step, Undo, delete_netns};
+use super::undo::{Step, Undo, blocking, delete_netns};
 use super::{BridgeSpec, GsoSizes, HostError, Link, Mark, Netlink, UplinkKind, VethEnd, faults};
+use crate::sys::SysError;
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vni};
 
@@ -381,7 +382,8 @@ impl SegmentBuilder<'_> {
         self.netlink
             .set_port(&port.name, BridgePortFlags::UPLINK)
             .await?;
-        self.netlink.set_up(&held.name).await
+        self.netlink.set_up(&held.name).await?;
+        self.netlink.settle_port(&port.name).await
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {
@@ -432,48 +434,40 @@ impl SegmentBuilder<'_> {
     }
 }
 
-/// Opens the namespace file, or makes it. A file that is no namespace is left over from a creation
-/// that was killed between making the file and mounting on it; an empty one is replaced.
+/// Opens the namespace file, or makes it. An empty file without a mount is left over from a creation that
+/// was killed half-way, and is used.
 async fn open_or_create(path: &Path, undo: &mut Undo) -> Result<Netns, HostError> {
     match Netns::open(path) {
         Ok(netns) => return Ok(netns),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) if is_empty_file(path) => delete_netns(path.to_owned()).await?,
-        Err(error) => return Err(HostError::io(open_text(path), error)),
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error.into()),
     }
-    let operation = format!("create netns {}", path.display());
-    faults::check().map_err(|errno| HostError::io(&operation, errno.into()))?;
+    faults::check().map_err(|e| SysError::new("create network namespace", "", e))?;
     let target = path.to_owned();
-    let created = tokio::task::spawn_blocking(move || {
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        Netns::create(&target)
-    });
-    let netns = match created.await {
-        Ok(made) => made.map_err(|error| HostError::io(operation, error))?,
-        Err(stopped) => return Err(HostError::io(operation, io::Error::other(stopped))),
-    };
+    let netns = blocking(move || Netns::create(target)).await?;
     undo.push(Step::Netns(path.to_owned()));
     Ok(netns)
 }
 
-fn is_empty_file(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0)
+/// No file, or one that is no namespace.
+fn is_absent(error: &SysError) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
 }
 
 /// Opens an existing network's namespace.
 pub(super) fn open_network(path: &Path) -> Result<(Netns, Netlink), HostError> {
-    let netns = Netns::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => HostError::NoNetwork(format!("netns {}", path.display())),
-        _ => HostError::io(open_text(path), error),
-    })?;
+    let netns = match Netns::open(path) {
+        Ok(netns) => netns,
+        Err(error) if is_absent(&error) => {
+            return Err(HostError::NoNetwork(format!("netns {}", path.display())));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let netlink = Netlink::open(&netns)?;
     Ok((netns, netlink))
-}
-
-fn open_text(path: &Path) -> String {
-    format!("open netns {}", path.display())
 }
 
 /// Makes the namespace ours by marking `lo`, if it is ours or holds nothing yet.

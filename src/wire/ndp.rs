@@ -95,6 +95,9 @@ pub enum NdpError {
     /// Under 24 bytes.
     #[error("neighbour message is shorter than 24 bytes")]
     Short,
+    /// The source is a multicast address, which no host has.
+    #[error("source is a multicast address")]
+    MulticastSource,
     /// The target is a multicast address.
     #[error("target is a multicast address")]
     MulticastTarget,
@@ -150,6 +153,9 @@ fn checked(frame: &[u8], inner: &Inner, ip: &Ipv6<'_>, body: &[u8]) -> Result<Ip
     }
     if l4::verify(frame, inner) != Some(true) {
         return Err(NdpError::BadChecksum);
+    }
+    if ip.src().is_multicast() {
+        return Err(NdpError::MulticastSource);
     }
     let target = Ipv6Addr::from(*target);
     if target.is_multicast() {
@@ -416,6 +422,7 @@ mod tests {
             FrameBuilder::v4().icmp(135, 0, 0).build(),
             NdpError::NotNeighbour,
         );
+        check(ask("ff02::2", &[]).build(), NdpError::MulticastSource);
         let wrong_group = ask("::", &[]).ipv6(Ipv6Addr::UNSPECIFIED, ALL_NODES);
         check(wrong_group.build(), NdpError::BadDad);
         let flags = ask("fd00::2", &[]).icmp(136, 0, 0x4000_0000);

@@ -2,3 +2,4 @@
 #![allow(dead_code)]
 
 pub mod dataplane;
+pub mod hosts;

@@ -101,9 +101,9 @@ impl Place {
             .expect("start unshare");
         let pid = child.id();
         self.children.borrow_mut().push(child);
-        let own = Netns::current().unwrap().id();
+        let own = Netns::current().unwrap().id().unwrap();
         wait_until("the process is in its own namespace", || {
-            Netns::of_pid(pid).is_ok_and(|netns| netns.id() != own)
+            Netns::of_pid(pid).is_ok_and(|netns| netns.id().unwrap() != own)
         });
         pid
     }
@@ -145,7 +145,7 @@ impl Drop for Place {
         for dir in [self.dir.path().to_owned(), self.dir.path().join("netns")] {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                 if entry.path().is_file() {
-                    let _ = Netns::delete(&entry.path());
+                    let _ = Netns::delete(entry.path());
                 }
             }
         }
