@@ -63,17 +63,44 @@ fn every_decision_is_in_the_index() {
     );
 }
 
-#[test]
-fn every_drop_reason_is_explained_and_tested() {
+fn drop_reasons() -> Vec<coverage::Reason> {
     let reasons = coverage::drop_reasons(&text("src/dataplane/verdict.rs"));
     assert!(reasons.len() > 20, "the table in verdict.rs was not found");
-    let sources: Vec<Source> = files(".rs")
+    reasons
+}
+
+fn sources() -> Vec<Source> {
+    let files = files(".rs");
+    files
         .iter()
         .map(|(path, text)| Source::new(path, text))
-        .collect();
-    let mut found = coverage::unexplained(&reasons, &text("docs/operations.md"));
-    found.extend(coverage::untested(&reasons, &sources));
-    report("drop reasons", &found);
+        .collect()
+}
+
+#[test]
+fn every_drop_reason_is_explained() {
+    let manual = text("docs/operations.md");
+    report(
+        "drop reasons",
+        &coverage::unexplained(&drop_reasons(), &manual),
+    );
+}
+
+#[test]
+fn every_drop_reason_is_tested() {
+    report(
+        "drop reasons",
+        &coverage::untested(&drop_reasons(), &sources()),
+    );
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let names = coverage::dependencies(&text("Cargo.toml"));
+    report(
+        "in Cargo.toml and in no source file",
+        &coverage::unused(&names, &sources()),
+    );
 }
 
 #[test]

@@ -99,6 +99,17 @@ pub fn dependencies(manifest: &str) -> Vec<String> {
     names
 }
 
+/// Packages no source file names in code.
+pub fn unused(names: &[String], sources: &[Source]) -> Vec<Finding> {
+    let used = |name: &str| {
+        let path = format!("{}::", name.replace('-', "_"));
+        sources
+            .iter()
+            .any(|s| !find_word(&s.code, &path).is_empty())
+    };
+    names.iter().filter(|name| !used(name)).cloned().collect()
+}
+
 /// Top-level modules: directories and files below `src`, programs left out.
 pub fn modules(paths: &[String]) -> Vec<String> {
     let mut names: Vec<String> = paths
@@ -180,6 +191,13 @@ mod tests {
         let manifest = "[package]\nname = \"weft\"\n[dependencies]\n# why = x\nlibc = \"0.2\"\n\n[dev-dependencies]\nproptest = { version = \"1\" }\n[lints.rust]\nx = \"deny\"\n";
         assert_eq!(dependencies(manifest), ["libc", "proptest"]);
         assert_eq!(unnamed(&dependencies(manifest), "| `libc` |"), ["proptest"]);
+    }
+
+    #[test]
+    fn a_package_nobody_names_is_found() {
+        let source = Source::new("src/a.rs", "use arc_swap::Guard; // zerocopy::FromBytes");
+        let names = ["arc-swap", "zerocopy", "swap"].map(str::to_owned);
+        assert_eq!(unused(&names, &[source]), ["zerocopy", "swap"]);
     }
 
     #[test]

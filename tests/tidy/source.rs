@@ -59,7 +59,7 @@ pub fn find_word(text: &str, word: &str) -> Vec<usize> {
     let bounded = |at: &usize| {
         let end = at + word.len();
         let before = at.checked_sub(1).and_then(|i| bytes.get(i));
-        !(own(0) && joined(before)) && !(own(word.len() - 1) && joined(bytes.get(end)))
+        !(own(0) && joined(before) || own(word.len() - 1) && joined(bytes.get(end)))
     };
     text.match_indices(word)
         .map(|(at, _)| at)
