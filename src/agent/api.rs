@@ -479,6 +479,9 @@ pub struct DataplaneStatus {
     pub offloads: BTreeMap<String, String>,
     /// Frames and bytes out of and into the tunnel since start.
     pub counters: Counters,
+    /// For each reason that has dropped something: what it means and what to do.
+    #[serde(default)]
+    pub drop_help: BTreeMap<String, String>,
 }
 
 /// What the dataplane has counted since it started.
