@@ -47,18 +47,31 @@ pub fn is_locked(run_dir: &Path) -> bool {
 fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(mode);
-    builder.create(dir).map_err(|e| unusable("create", dir, &e))?;
+    builder
+        .create(dir)
+        .map_err(|e| unusable("create", dir, &e))?;
     let path = dir.join(LOCK_FILE);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).map_err(|e| unusable("open", &path, &e))?;
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    let mut file = options
+        .open(&path)
+        .map_err(|e| unusable("open", &path, &e))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(&path).unwrap_or_default();
             return Err(ApiError::new(
                 ErrorCode::AlreadyRunning,
-                format!("another agent (pid {}) uses {}", holder.trim(), dir.display()),
+                format!(
+                    "another agent (pid {}) uses {}",
+                    holder.trim(),
+                    dir.display()
+                ),
                 "talk to that one (weft status), stop it (systemctl stop weft), or give this one its own \
                  --run-dir and --state-dir",
             ));
@@ -66,7 +79,9 @@ fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
         Err(TryLockError::Error(e)) => return Err(unusable("lock", &path, &e)),
     }
     // The pid is for people; the lock is what counts.
-    let _only_a_hint = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    let _only_a_hint = file
+        .set_len(0)
+        .and_then(|()| write!(file, "{}", std::process::id()));
     Ok(file)
 }
 
@@ -97,7 +112,9 @@ pub fn check(settings: &Settings) -> Result<(), ApiError> {
 }
 
 fn check_capabilities(proc_status: &str) -> Result<(), ApiError> {
-    let effective = proc_status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = proc_status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
         return Ok(()); // No /proc: the kernel itself will tell.
     };
@@ -118,11 +135,16 @@ fn check_capabilities(proc_status: &str) -> Result<(), ApiError> {
 
 /// Binds the tunnel's port for a moment, without sharing it.
 fn check_port(address: SocketAddr) -> Result<(), ApiError> {
-    let Err(error) = UdpSocket::bind(address) else { return Ok(()) };
+    let Err(error) = UdpSocket::bind(address) else {
+        return Ok(());
+    };
     Err(match error.kind() {
         io::ErrorKind::AddrNotAvailable => ApiError::new(
             ErrorCode::VtepNotLocal,
-            format!("no interface here has the address {}, which is to be the VTEP", address.ip()),
+            format!(
+                "no interface here has the address {}, which is to be the VTEP",
+                address.ip()
+            ),
             "give an address of this host as --vtep: ip -brief address",
         ),
         io::ErrorKind::AddrInUse => ApiError::new(
@@ -180,7 +202,10 @@ mod tests {
     #[test]
     fn a_taken_port_and_a_foreign_address_are_told_apart() {
         let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert_eq!(check_port(holder.local_addr().unwrap()).unwrap_err().code, ErrorCode::PortInUse);
+        assert_eq!(
+            check_port(holder.local_addr().unwrap()).unwrap_err().code,
+            ErrorCode::PortInUse
+        );
         let error = check_port("192.0.2.1:4789".parse().unwrap()).unwrap_err();
         assert_eq!(error.code, ErrorCode::VtepNotLocal);
     }
@@ -199,7 +224,10 @@ mod tests {
         assert!(is_locked(&dir.path().join("run")));
         let error = lock_dir(&dir.path().join("run"), 0o755).unwrap_err();
         assert_eq!(error.code, ErrorCode::AlreadyRunning);
-        assert!(error.message.contains(&std::process::id().to_string()), "{error}");
+        assert!(
+            error.message.contains(&std::process::id().to_string()),
+            "{error}"
+        );
         drop(held);
         assert!(lock_dir(&dir.path().join("run"), 0o755).is_ok());
         assert!(!is_locked(&dir.path().join("never")));

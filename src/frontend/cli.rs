@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use self::output::print_json;
 use super::client::{self, Client};
 use crate::agent::api::config::DEFAULT_SOCKET;
 use crate::agent::api::{ApiError, ErrorBody, ErrorCode, exit};
@@ -52,7 +51,12 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Globals {
     /// The agent's socket [env: WEFT_SOCKET] [default: /run/weft/weft.sock]
-    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        help_heading = "Global options"
+    )]
     socket: Option<PathBuf>,
     /// Wait this many seconds for an answer [env: WEFT_TIMEOUT]
     #[arg(long, global = true, value_name = "SECONDS", help_heading = "Global options", value_parser = clap::value_parser!(u64).range(1..))]
@@ -135,9 +139,19 @@ struct Context {
 
 impl Context {
     fn new(globals: Globals) -> Context {
-        let from_env = || std::env::var_os("WEFT_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let socket = globals.socket.clone().or_else(from_env).unwrap_or_else(|| DEFAULT_SOCKET.into());
-        let seconds = globals.timeout.or_else(|| std::env::var("WEFT_TIMEOUT").ok()?.parse().ok());
+        let from_env = || {
+            std::env::var_os("WEFT_SOCKET")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from)
+        };
+        let socket = globals
+            .socket
+            .clone()
+            .or_else(from_env)
+            .unwrap_or_else(|| DEFAULT_SOCKET.into());
+        let seconds = globals
+            .timeout
+            .or_else(|| std::env::var("WEFT_TIMEOUT").ok()?.parse().ok());
         let timeout = seconds.map_or(client::DEFAULT_TIMEOUT, Duration::from_secs);
         Context {
             client: Client::new(socket).with_timeout(timeout),
@@ -168,9 +182,15 @@ fn run(command: Command, context: Context) -> Done {
 fn report(error: &ApiError, json: bool) {
     let mut stderr = std::io::stderr().lock();
     let text = if json {
-        serde_json::to_string(&ErrorBody { error: error.clone() }).unwrap_or_default()
+        serde_json::to_string(&ErrorBody {
+            error: error.clone(),
+        })
+        .unwrap_or_default()
     } else {
-        format!("error: {}\n next: {}\n code: {}", error.message, error.next, error.code)
+        format!(
+            "error: {}\n next: {}\n code: {}",
+            error.message, error.next, error.code
+        )
     };
     let _nobody_is_left_to_tell = writeln!(stderr, "{text}");
 }
@@ -186,7 +206,10 @@ fn confirm(question: &str, yes: bool) -> Result<(), ApiError> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(usage(format!("{question} needs a yes, and there is no terminal to ask on"), "repeat it with --yes"));
+        return Err(usage(
+            format!("{question} needs a yes, and there is no terminal to ask on"),
+            "repeat it with --yes",
+        ));
     }
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
@@ -194,7 +217,10 @@ fn confirm(question: &str, yes: bool) -> Result<(), ApiError> {
     if read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    Err(usage("nothing was changed", "answer y, or repeat the command with --yes"))
+    Err(usage(
+        "nothing was changed",
+        "answer y, or repeat the command with --yes",
+    ))
 }
 
 #[cfg(test)]
@@ -210,7 +236,10 @@ mod tests {
     fn every_command_has_help_with_an_example() {
         fn walk(command: &clap::Command, path: &str) {
             assert!(command.get_about().is_some(), "{path} has no help");
-            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             assert!(examples.contains("Example"), "{path} has no example");
             for sub in command.get_subcommands() {
                 walk(sub, &format!("{path} {}", sub.get_name()));

@@ -18,9 +18,9 @@ use tokio::net::UnixStream;
 
 use super::http::Removed;
 use crate::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointView, ErrorBody, ErrorCode, EventList,
-    FdbList, NetworkCreated, NetworkView, NetworksPruned, RecordRequest, RecordsApplied, ResetReport,
-    Status, VersionInfo, VtepChange, VtepList,
+    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointView, ErrorBody, ErrorCode,
+    EventList, FdbList, NetworkCreated, NetworkView, NetworksPruned, RecordRequest, RecordsApplied,
+    ResetReport, Status, VersionInfo, VtepChange, VtepList,
 };
 use crate::tables::record::EndpointRecord;
 use crate::wire::Mac;
@@ -40,7 +40,10 @@ pub struct Client {
 impl Client {
     /// Of the agent that serves `socket`. Connects with each request, not before.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
-        Client { socket: socket.into(), timeout: DEFAULT_TIMEOUT }
+        Client {
+            socket: socket.into(),
+            timeout: DEFAULT_TIMEOUT,
+        }
     }
 
     /// With another limit for each request.
@@ -65,7 +68,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
         parse(&self.request(Method::POST, path, json(body)?).await?)
     }
 
@@ -100,14 +107,19 @@ impl Client {
 
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ApiError> {
         let work = self.exchange(method, path, body);
-        tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| Err(self.too_slow()))
+        tokio::time::timeout(self.timeout, work)
+            .await
+            .unwrap_or_else(|_| Err(self.too_slow()))
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ApiError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.unreachable(&e))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.unreachable(&e))?;
         let io = TokioIo::new(stream);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(io).await.map_err(|e| self.broken(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(|e| self.broken(&e))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -116,11 +128,18 @@ impl Client {
             .body(Full::new(body))
             .map_err(|e| ApiError::internal(format!("cannot ask for {path}: {e}")))?;
         let exchange = async {
-            let reply = sender.send_request(request).await.map_err(|e| self.broken(&e))?;
+            let reply = sender
+                .send_request(request)
+                .await
+                .map_err(|e| self.broken(&e))?;
             let status = reply.status();
             let limited = Limited::new(reply.into_body(), REPLY_MAX).collect().await;
             let bytes = limited.map_err(|e| bad_reply(&e))?.to_bytes();
-            if status.is_success() { Ok(bytes) } else { Err(failure(status, &bytes)) }
+            if status.is_success() {
+                Ok(bytes)
+            } else {
+                Err(failure(status, &bytes))
+            }
         };
         // The connection must be polled beside the exchange; no task is spawned for it, so that nothing
         // outlives the request.
@@ -153,7 +172,10 @@ impl Client {
     fn broken(&self, error: &hyper::Error) -> ApiError {
         ApiError::new(
             ErrorCode::AgentUnreachable,
-            format!("the agent at {} broke the connection off: {error}", self.socket.display()),
+            format!(
+                "the agent at {} broke the connection off: {error}",
+                self.socket.display()
+            ),
             "look at its log: journalctl -u weft",
         )
     }
@@ -161,7 +183,10 @@ impl Client {
     fn too_slow(&self) -> ApiError {
         ApiError::new(
             ErrorCode::Timeout,
-            format!("no answer within {} s; the agent may still carry the request out", self.timeout.as_secs()),
+            format!(
+                "no answer within {} s; the agent may still carry the request out",
+                self.timeout.as_secs()
+            ),
             "look with weft status, or wait longer: --timeout SECONDS",
         )
     }
@@ -193,7 +218,8 @@ impl Client {
 
     /// Removes unused networks.
     pub async fn prune_networks(&self) -> Result<NetworksPruned, ApiError> {
-        self.post("/v1/networks/prune", &serde_json::Map::new()).await
+        self.post("/v1/networks/prune", &serde_json::Map::new())
+            .await
     }
 
     /// Lists the VTEPs of a network.
@@ -202,13 +228,22 @@ impl Client {
     }
 
     /// Adds members.
-    pub async fn add_vteps(&self, network: &str, change: &VtepChange) -> Result<VtepList, ApiError> {
+    pub async fn add_vteps(
+        &self,
+        network: &str,
+        change: &VtepChange,
+    ) -> Result<VtepList, ApiError> {
         self.post(&network_path(network, "/vteps"), change).await
     }
 
     /// Removes members.
-    pub async fn remove_vteps(&self, network: &str, change: &VtepChange) -> Result<VtepList, ApiError> {
-        self.delete_with(&network_path(network, "/vteps"), change).await
+    pub async fn remove_vteps(
+        &self,
+        network: &str,
+        change: &VtepChange,
+    ) -> Result<VtepList, ApiError> {
+        self.delete_with(&network_path(network, "/vteps"), change)
+            .await
     }
 
     /// Lists remote endpoints.
@@ -222,16 +257,22 @@ impl Client {
         network: &str,
         records: &[RecordRequest],
     ) -> Result<RecordsApplied, ApiError> {
-        self.post(&network_path(network, "/records"), &records).await
+        self.post(&network_path(network, "/records"), &records)
+            .await
     }
 
     /// Removes a remote endpoint.
     pub async fn remove_record(&self, network: &str, mac: Mac) -> Result<RecordsApplied, ApiError> {
-        self.delete(&network_path(network, &format!("/records/{mac}"))).await
+        self.delete(&network_path(network, &format!("/records/{mac}")))
+            .await
     }
 
     /// Attaches a workload.
-    pub async fn attach(&self, network: &str, wish: &AttachRequest) -> Result<EndpointView, ApiError> {
+    pub async fn attach(
+        &self,
+        network: &str,
+        wish: &AttachRequest,
+    ) -> Result<EndpointView, ApiError> {
         self.post(&network_path(network, "/endpoints"), wish).await
     }
 
@@ -250,7 +291,10 @@ impl Client {
     /// Lists the forwarding table.
     pub async fn fdb(&self, network: Option<&str>) -> Result<FdbList, ApiError> {
         match network {
-            Some(network) => self.get(&format!("/v1/fdb?network={}", segment(network))).await,
+            Some(network) => {
+                self.get(&format!("/v1/fdb?network={}", segment(network)))
+                    .await
+            }
             None => self.get("/v1/fdb").await,
         }
     }
@@ -284,7 +328,10 @@ impl Client {
 /// # Errors
 /// Those of the future; `internal` if the system gives no event queue.
 pub fn block_on<T>(future: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build();
     let runtime = runtime.map_err(|e| ApiError::internal(format!("no event queue: {e}")))?;
     runtime.block_on(future)
 }
@@ -304,12 +351,18 @@ fn segment(text: &str) -> String {
         }
     }
     // An empty segment would be another route.
-    if encoded.is_empty() { "%20".into() } else { encoded }
+    if encoded.is_empty() {
+        "%20".into()
+    } else {
+        encoded
+    }
 }
 
 fn json(body: &impl Serialize) -> Result<Bytes, ApiError> {
     let bytes = serde_json::to_vec(body);
-    bytes.map(Bytes::from).map_err(|e| ApiError::internal(format!("cannot write the request: {e}")))
+    bytes
+        .map(Bytes::from)
+        .map_err(|e| ApiError::internal(format!("cannot write the request: {e}")))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -357,7 +410,10 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let client = Client::new(path).with_timeout(Duration::from_millis(50));
         let error = block_on(client.version()).unwrap_err();
-        assert_eq!((error.code, error.code.exit_code()), (ErrorCode::Timeout, 7));
+        assert_eq!(
+            (error.code, error.code.exit_code()),
+            (ErrorCode::Timeout, 7)
+        );
     }
 
     #[test]
@@ -369,7 +425,9 @@ mod tests {
             use std::io::{Read, Write};
             let (mut stream, _) = listener.accept().unwrap();
             let _ = stream.read(&mut [0; 1024]);
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+                .unwrap();
         });
         let error = block_on(Client::new(path).version()).unwrap_err();
         assert_eq!(error.code, ErrorCode::BadReply);

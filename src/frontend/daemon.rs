@@ -85,15 +85,24 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     let quitting = |mut quit: watch::Receiver<bool>| async move {
         let _told = quit.wait_for(|quit| *quit).await;
     };
-    let main = axum::serve(listener, http::router(agent.clone())).with_graceful_shutdown(quitting(quit.subscribe()));
+    let main = axum::serve(listener, http::router(agent.clone()))
+        .with_graceful_shutdown(quitting(quit.subscribe()));
     let mut tasks = vec![tokio::spawn(main.into_future())];
-    let metrics_address = metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let metrics_address = metrics_listener
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok());
     if let Some(listener) = metrics_listener {
         let metrics = axum::serve(listener, http::metrics_router(agent.clone()))
             .with_graceful_shutdown(quitting(quit.subscribe()));
         tasks.push(tokio::spawn(metrics.into_future()));
     }
-    Ok(Server { agent, metrics_address, socket, quit, tasks })
+    Ok(Server {
+        agent,
+        metrics_address,
+        socket,
+        quit,
+        tasks,
+    })
 }
 
 impl Server {
@@ -115,8 +124,12 @@ impl Server {
 }
 
 fn stop_signals() -> Result<watch::Receiver<bool>, ApiError> {
-    let catch = |kind| signal(kind).map_err(|e| ApiError::internal(format!("cannot catch signals: {e}")));
-    let (mut terminate, mut interrupt) = (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    let catch =
+        |kind| signal(kind).map_err(|e| ApiError::internal(format!("cannot catch signals: {e}")));
+    let (mut terminate, mut interrupt) = (
+        catch(SignalKind::terminate())?,
+        catch(SignalKind::interrupt())?,
+    );
     let (told, stop) = watch::channel(false);
     tokio::spawn(async move {
         let name = tokio::select! {
@@ -175,7 +188,9 @@ fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
 /// The group asked for must exist; the default one need not.
 fn group_id(settings: &Settings) -> Result<Option<u32>, ApiError> {
     let name = settings.socket_group.as_deref();
-    let found = nix::unistd::Group::from_name(name.unwrap_or("weft")).ok().flatten();
+    let found = nix::unistd::Group::from_name(name.unwrap_or("weft"))
+        .ok()
+        .flatten();
     match (found, name) {
         (Some(group), _) => Ok(Some(group.gid.as_raw())),
         (None, None) => Ok(None),
@@ -195,7 +210,9 @@ fn init_logging(settings: &Settings) -> Result<(), ApiError> {
             "give a level or a list such as weft::agent=debug,info",
         )
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     let done = match settings.log_format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {
@@ -219,20 +236,33 @@ fn notify(states: &[NotifyState<'_>]) {
 /// # Errors
 /// `already_running` if it does run; `kernel_refused`.
 pub fn reset_without_agent(merged: &Merged) -> Result<ResetReport, ApiError> {
-    let value = |key: &str| merged.get(key).map(|sourced| PathBuf::from(&sourced.value)).unwrap_or_default();
+    let value = |key: &str| {
+        merged
+            .get(key)
+            .map(|sourced| PathBuf::from(&sourced.value))
+            .unwrap_or_default()
+    };
     let (run_dir, state_dir) = (value("run_dir"), value("state_dir"));
     if preflight::is_locked(&run_dir) {
         return Err(ApiError::new(
             ErrorCode::AlreadyRunning,
-            format!("an agent uses {} but does not answer on the socket", run_dir.display()),
+            format!(
+                "an agent uses {} but does not answer on the socket",
+                run_dir.display()
+            ),
             "say where its socket is (--socket PATH), or stop it: systemctl stop weft",
         ));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| ApiError::internal(format!("no runtime: {e}")))?;
     let swept = runtime.block_on(crate::agent::plumbing::linux::sweep_all(&run_dir))?;
     forget_state(&state_dir)?;
-    Ok(ResetReport { swept, ..ResetReport::default() })
+    Ok(ResetReport {
+        swept,
+        ..ResetReport::default()
+    })
 }
 
 fn forget_state(state_dir: &Path) -> Result<(), ApiError> {

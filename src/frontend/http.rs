@@ -65,7 +65,9 @@ pub fn metrics_router(agent: Agent) -> Router {
 }
 
 fn observing() -> Router<Agent> {
-    Router::new().route("/metrics", get(metrics_text)).route("/healthz", get(healthz))
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(healthz))
 }
 
 fn finish(router: Router<Agent>, agent: Agent) -> Router {
@@ -120,9 +122,13 @@ fn body<T: DeserializeOwned>(bytes: Result<Bytes, BytesRejection>) -> Result<T, 
             format!("the request body is larger than {BODY_MAX} bytes"),
             "send less at once",
         )),
-        _ => invalid(format!("the request body did not arrive: {}", rejection.body_text())),
+        _ => invalid(format!(
+            "the request body did not arrive: {}",
+            rejection.body_text()
+        )),
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the request body does not fit: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| invalid(format!("the request body does not fit: {error}")))
 }
 
 /// Parts of the path, with our own error.
@@ -137,7 +143,8 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Segments<T>, Failure> {
         let path = Path::<T>::from_request_parts(parts, state).await;
-        path.map(|Path(value)| Segments(value)).map_err(|rejection| invalid(rejection.body_text()))
+        path.map(|Path(value)| Segments(value))
+            .map_err(|rejection| invalid(rejection.body_text()))
     }
 }
 
@@ -153,7 +160,9 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Params<T>, Failure> {
         let query = Query::<T>::from_request_parts(parts, state).await;
-        query.map(|Query(value)| Params(value)).map_err(|rejection| invalid(rejection.body_text()))
+        query
+            .map(|Query(value)| Params(value))
+            .map_err(|rejection| invalid(rejection.body_text()))
     }
 }
 
@@ -168,7 +177,10 @@ async fn networks(State(agent): State<Agent>) -> impl IntoResponse {
     Json(agent.networks())
 }
 
-async fn create(State(agent): State<Agent>, bytes: Result<Bytes, BytesRejection>) -> Result<impl IntoResponse, Failure> {
+async fn create(
+    State(agent): State<Agent>,
+    bytes: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, Failure> {
     let wish: CreateNetwork = body(bytes)?;
     created(agent.create_network(wish).await?)
 }
@@ -177,15 +189,26 @@ async fn prune(State(agent): State<Agent>) -> Result<impl IntoResponse, Failure>
     ok(agent.prune_networks().await?)
 }
 
-async fn inspect(State(agent): State<Agent>, Segments(network): Segments<String>) -> Result<impl IntoResponse, Failure> {
+async fn inspect(
+    State(agent): State<Agent>,
+    Segments(network): Segments<String>,
+) -> Result<impl IntoResponse, Failure> {
     ok(agent.network(&network)?)
 }
 
-async fn remove(State(agent): State<Agent>, Segments(network): Segments<String>) -> Result<impl IntoResponse, Failure> {
-    ok(Removed { id: agent.remove_network(network).await? })
+async fn remove(
+    State(agent): State<Agent>,
+    Segments(network): Segments<String>,
+) -> Result<impl IntoResponse, Failure> {
+    ok(Removed {
+        id: agent.remove_network(network).await?,
+    })
 }
 
-async fn vteps(State(agent): State<Agent>, Segments(network): Segments<String>) -> Result<impl IntoResponse, Failure> {
+async fn vteps(
+    State(agent): State<Agent>,
+    Segments(network): Segments<String>,
+) -> Result<impl IntoResponse, Failure> {
     ok(agent.vteps(&network)?)
 }
 
@@ -207,7 +230,10 @@ async fn remove_vteps(
     ok(agent.remove_vteps(network, change).await?)
 }
 
-async fn records(State(agent): State<Agent>, Segments(network): Segments<String>) -> Result<impl IntoResponse, Failure> {
+async fn records(
+    State(agent): State<Agent>,
+    Segments(network): Segments<String>,
+) -> Result<impl IntoResponse, Failure> {
     ok(agent.records(&network)?)
 }
 
@@ -222,8 +248,14 @@ async fn put_records(
 
 /// An array or one record; parsed by what it begins with, so that errors name the field.
 fn record_batch(bytes: Result<Bytes, BytesRejection>) -> Result<RecordBatch, Failure> {
-    let many = bytes.as_ref().is_ok_and(|b| b.trim_ascii_start().first() == Some(&b'['));
-    if many { Ok(RecordBatch::Many(body(bytes)?)) } else { Ok(RecordBatch::One(body(bytes)?)) }
+    let many = bytes
+        .as_ref()
+        .is_ok_and(|b| b.trim_ascii_start().first() == Some(&b'['));
+    if many {
+        Ok(RecordBatch::Many(body(bytes)?))
+    } else {
+        Ok(RecordBatch::One(body(bytes)?))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -239,9 +271,16 @@ async fn remove_record(
     Params(query): Params<VersionQuery>,
 ) -> Result<impl IntoResponse, Failure> {
     let mac: Mac = mac.parse().map_err(|e| {
-        Failure(ApiError::new(ErrorCode::InvalidMac, format!("\"{mac}\": {e}"), "list the records: weft fdb"))
+        Failure(ApiError::new(
+            ErrorCode::InvalidMac,
+            format!("\"{mac}\": {e}"),
+            "list the records: weft fdb",
+        ))
     })?;
-    let version = query.epoch.map(|epoch| Version { epoch, counter: query.counter.unwrap_or(0) });
+    let version = query.epoch.map(|epoch| Version {
+        epoch,
+        counter: query.counter.unwrap_or(0),
+    });
     ok(agent.remove_record(network, mac, version).await?)
 }
 
@@ -258,7 +297,9 @@ async fn detach(
     State(agent): State<Agent>,
     Segments((network, endpoint)): Segments<(String, String)>,
 ) -> Result<impl IntoResponse, Failure> {
-    ok(Removed { id: agent.detach(network, endpoint).await? })
+    ok(Removed {
+        id: agent.detach(network, endpoint).await?,
+    })
 }
 
 async fn endpoints(State(agent): State<Agent>) -> impl IntoResponse {
@@ -271,7 +312,10 @@ struct FdbQuery {
     network: Option<String>,
 }
 
-async fn fdb(State(agent): State<Agent>, Params(query): Params<FdbQuery>) -> Result<impl IntoResponse, Failure> {
+async fn fdb(
+    State(agent): State<Agent>,
+    Params(query): Params<FdbQuery>,
+) -> Result<impl IntoResponse, Failure> {
     ok(agent.fdb(query.network.as_deref())?)
 }
 
@@ -286,7 +330,10 @@ struct EventQuery {
     after: u64,
 }
 
-async fn events(State(agent): State<Agent>, Params(query): Params<EventQuery>) -> impl IntoResponse {
+async fn events(
+    State(agent): State<Agent>,
+    Params(query): Params<EventQuery>,
+) -> impl IntoResponse {
     Json(agent.events(query.after))
 }
 
@@ -299,7 +346,10 @@ async fn reset(State(agent): State<Agent>) -> Result<impl IntoResponse, Failure>
 }
 
 async fn metrics_text(State(agent): State<Agent>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics::text(&agent.status().await))
+    (
+        [(header::CONTENT_TYPE, METRICS_TYPE)],
+        metrics::text(&agent.status().await),
+    )
 }
 
 /// The process answers: no more is said here; `/v1/status` has the rest.

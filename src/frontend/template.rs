@@ -37,7 +37,12 @@ fn lookup<'a>(path: &str, value: &'a Value) -> Result<&'a Value, String> {
     let mut found = value;
     for key in keys.split('.').filter(|key| !key.is_empty()) {
         found = found.get(key).ok_or_else(|| {
-            let known: Vec<&str> = found.as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
+            let known: Vec<&str> = found
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, _)| k.as_str())
+                .collect();
             format!("there is no key \"{key}\"; there are: {}", known.join(", "))
         })?;
     }
@@ -57,17 +62,35 @@ mod tests {
     #[test]
     fn keys_are_filled_in() {
         let value = json!({"Name": "web", "IPAM": {"Config": [{"Subnet": "10.0.1.0/24"}]}, "Internal": false});
-        assert_eq!(render("{{.Name}}\\t{{ .Internal }}", &value).unwrap(), "web\tfalse");
-        assert_eq!(render("{{json .IPAM.Config}}", &value).unwrap(), r#"[{"Subnet":"10.0.1.0/24"}]"#);
+        assert_eq!(
+            render("{{.Name}}\\t{{ .Internal }}", &value).unwrap(),
+            "web\tfalse"
+        );
+        assert_eq!(
+            render("{{json .IPAM.Config}}", &value).unwrap(),
+            r#"[{"Subnet":"10.0.1.0/24"}]"#
+        );
         assert_eq!(render("plain", &value).unwrap(), "plain");
-        assert!(render("{{json .}}", &value).unwrap().starts_with("{\"Name\""));
+        assert!(
+            render("{{json .}}", &value)
+                .unwrap()
+                .starts_with("{\"Name\"")
+        );
     }
 
     #[test]
     fn what_is_not_understood_is_said() {
         let value = json!({"Name": "web"});
-        assert!(render("{{.Nam}}", &value).unwrap_err().contains("there are: Name"));
-        assert!(render("{{range .X}}", &value).unwrap_err().contains("not understood"));
+        assert!(
+            render("{{.Nam}}", &value)
+                .unwrap_err()
+                .contains("there are: Name")
+        );
+        assert!(
+            render("{{range .X}}", &value)
+                .unwrap_err()
+                .contains("not understood")
+        );
         assert!(render("{{.Name", &value).unwrap_err().contains("no }}"));
     }
 }

@@ -39,20 +39,31 @@ impl Args for SettingFlags {
 }
 
 fn flag(key: &config::Key) -> Arg {
-    let default = if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
+    let default = if key.default.is_empty() {
+        String::new()
+    } else {
+        format!(" [default: {}]", key.default)
+    };
     let arg = Arg::new(key.name)
-        .long(key.flag().trim_start_matches('-').to_owned())
+        .long(key.long)
         .action(ArgAction::Set)
         .help(format!("{} [env: {}]{default}", key.help, key.env()));
     if key.default == "false" {
-        return arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL");
+        return arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name(key.value);
     }
-    arg.value_name(key.name.rsplit('_').next().unwrap_or(key.name).to_ascii_uppercase())
+    arg.value_name(key.value)
 }
 
 impl FromArgMatches for SettingFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<SettingFlags, clap::Error> {
-        let mut flags = SettingFlags { config: matches.get_one("config").cloned(), ..Default::default() };
+        let mut flags = SettingFlags {
+            config: matches.get_one("config").cloned(),
+            ..Default::default()
+        };
         for key in KEYS.iter().filter(|key| key.name != "socket") {
             if let Some(value) = matches.get_one::<String>(key.name) {
                 flags.values.insert(key.name, value.clone());
@@ -107,7 +118,10 @@ pub fn run(args: &AgentArgs, context: &Context) -> Done {
 }
 
 pub fn reset(args: &ResetArgs, context: &Context) -> Done {
-    confirm("detach every workload and remove every network of this node?", args.yes)?;
+    confirm(
+        "detach every workload and remove every network of this node?",
+        args.yes,
+    )?;
     let report = match block_on(context.client.reset()) {
         Err(error) if error.code == ErrorCode::AgentUnreachable => {
             let merged = merged(&args.flags, context).map_err(first)?;
@@ -122,7 +136,11 @@ pub fn reset(args: &ResetArgs, context: &Context) -> Done {
             "removed {} networks and {} endpoints\n{}",
             report.networks.len(),
             report.endpoints,
-            report.swept.iter().map(|object| format!("  {object}\n")).collect::<String>()
+            report
+                .swept
+                .iter()
+                .map(|object| format!("  {object}\n"))
+                .collect::<String>()
         ))?;
     }
     Ok(exit::OK)
@@ -131,15 +149,24 @@ pub fn reset(args: &ResetArgs, context: &Context) -> Done {
 /// Every layer merged, not checked yet.
 pub fn merged(flags: &SettingFlags, context: &Context) -> Result<Merged, Vec<ApiError>> {
     let env = environment();
-    let named = flags.config.clone().or_else(|| env.get("WEFT_CONFIG").map(PathBuf::from));
-    let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG_FILE));
+    let named = flags
+        .config
+        .clone()
+        .or_else(|| env.get("WEFT_CONFIG").map(PathBuf::from));
+    let path = named
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG_FILE));
     let text = read_config(&path, named.is_some()).map_err(|e| vec![e])?;
     let mut values = flags.values.clone();
     if let Some(socket) = &context.socket_flag {
         values.insert("socket", socket.display().to_string());
     }
     let file = text.as_deref().map(|text| (path.as_path(), text));
-    merge(&Sources { flags: values, env, file })
+    merge(&Sources {
+        flags: values,
+        env,
+        file,
+    })
 }
 
 /// Parsed settings, or the first fault with the others printed before it.
@@ -147,21 +174,29 @@ pub fn resolve(flags: &SettingFlags, context: &Context) -> Result<Settings, ApiE
     let checked = merged(flags, context).and_then(|merged| check(&merged));
     checked.map_err(|mut faults| {
         let last = faults.pop();
-        faults.iter().for_each(|fault| super::report(fault, context.json));
+        faults
+            .iter()
+            .for_each(|fault| super::report(fault, context.json));
         last.unwrap_or_else(|| ApiError::internal("a refusal without a reason"))
     })
 }
 
-/// Checks merged values against this host's name and cores.
+/// Checks merged values against this host's name.
 pub fn check(merged: &Merged) -> Result<Settings, Vec<ApiError>> {
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let hostname = if hostname.trim().is_empty() { "node" } else { hostname.trim() };
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    settings(merged, hostname, cores)
+    let hostname = if hostname.trim().is_empty() {
+        "node"
+    } else {
+        hostname.trim()
+    };
+    settings(merged, hostname)
 }
 
 fn first(faults: Vec<ApiError>) -> ApiError {
-    faults.into_iter().next().unwrap_or_else(|| ApiError::internal("a refusal without a reason"))
+    faults
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| ApiError::internal("a refusal without a reason"))
 }
 
 fn read_config(path: &Path, must_exist: bool) -> Result<Option<String>, ApiError> {
@@ -178,6 +213,7 @@ fn read_config(path: &Path, must_exist: bool) -> Result<Option<String>, ApiError
 
 /// Variables that are not valid text cannot be ours.
 fn environment() -> BTreeMap<String, String> {
-    let text = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    let text = std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     text.collect()
 }

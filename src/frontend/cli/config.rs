@@ -20,7 +20,9 @@ pub enum ConfigCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  weft config show --origin\n  weft config show --config ./weft.toml --json")]
+#[command(
+    after_help = "Examples:\n  weft config show --origin\n  weft config show --config ./weft.toml --json"
+)]
 pub struct ShowArgs {
     /// Tell where each value comes from
     #[arg(long)]
@@ -48,7 +50,8 @@ fn show(args: &ShowArgs, context: &Context) -> Done {
     if context.json {
         let values = KEYS.iter().map(|key| {
             let sourced = &merged[key.name];
-            let entry = serde_json::json!({ "value": sourced.value, "origin": sourced.origin.to_string() });
+            let entry =
+                serde_json::json!({ "value": sourced.value, "origin": sourced.origin.to_string() });
             (key.name.to_owned(), entry)
         });
         print_json(&values.collect::<serde_json::Map<_, _>>())?;
@@ -59,7 +62,11 @@ fn show(args: &ShowArgs, context: &Context) -> Done {
             .iter()
             .map(|key| {
                 let sourced = &merged[key.name];
-                [key.name.into(), super::output::or_dash(&sourced.value), sourced.origin.to_string()]
+                [
+                    key.name.into(),
+                    super::output::or_dash(&sourced.value),
+                    sourced.origin.to_string(),
+                ]
             })
             .collect();
         table(["KEY", "VALUE", "ORIGIN"], &rows)
@@ -67,7 +74,11 @@ fn show(args: &ShowArgs, context: &Context) -> Done {
         let line = |key: &crate::agent::api::config::Key| {
             let value = &merged[key.name].value;
             let comment = if value.is_empty() { "# " } else { "" };
-            format!("{comment}{} = {}\n", key.name, toml::Value::String(value.clone()))
+            format!(
+                "{comment}{} = {}\n",
+                key.name,
+                toml::Value::String(value.clone())
+            )
         };
         KEYS.iter().map(line).collect()
     };
@@ -86,10 +97,15 @@ fn check_all(args: &CheckArgs, context: &Context) -> Done {
                     "name an existing file",
                 )
             })?;
-            merge(&Sources { file: Some((path, &text)), ..Sources::default() })
+            merge(&Sources {
+                file: Some((path, &text)),
+                ..Sources::default()
+            })
         }
     };
-    merged.and_then(|merged| check(&merged)).map_err(|faults| all(faults, context))?;
+    merged
+        .and_then(|merged| check(&merged))
+        .map_err(|faults| all(faults, context))?;
     print("ok\n")?;
     Ok(exit::OK)
 }
@@ -97,6 +113,8 @@ fn check_all(args: &CheckArgs, context: &Context) -> Done {
 /// Prints every fault but the last, which the caller reports.
 fn all(mut faults: Vec<ApiError>, context: &Context) -> ApiError {
     let last = faults.pop();
-    faults.iter().for_each(|fault| super::report(fault, context.json));
+    faults
+        .iter()
+        .for_each(|fault| super::report(fault, context.json));
     last.unwrap_or_else(|| ApiError::internal("a refusal without a reason"))
 }

@@ -43,41 +43,62 @@ pub fn completion(args: &CompletionArgs) -> Done {
 }
 
 pub fn man(args: &ManArgs) -> Done {
-    let pages = pages(command(), "weft");
+    let pages = pages(&built());
     if let Some(dir) = &args.dir {
         write_all(dir, &pages)?;
         return Ok(exit::OK);
     }
     let wanted = args.page.as_deref().map_or("weft".to_owned(), |page| {
-        format!("weft-{}", page.trim_start_matches("weft-").replace(' ', "-"))
+        format!(
+            "weft-{}",
+            page.trim_start_matches("weft-").replace(' ', "-")
+        )
     });
-    let wanted = if wanted == "weft-weft" { "weft".to_owned() } else { wanted };
+    let wanted = if wanted == "weft-weft" {
+        "weft".to_owned()
+    } else {
+        wanted
+    };
     let Some((_, text)) = pages.iter().find(|(name, _)| *name == wanted) else {
         let hint = suggest::hint(&wanted, pages.iter().map(|(name, _)| name.as_str()));
-        return Err(usage(format!("there is no page \"{wanted}\"{hint}"), "name a command, such as network-create"));
+        return Err(usage(
+            format!("there is no page \"{wanted}\"{hint}"),
+            "name a command, such as network-create",
+        ));
     };
     print(text)?;
     Ok(exit::OK)
 }
 
-/// Name and text of each page, the command itself first.
-fn pages(command: clap::Command, name: &str) -> Vec<(String, String)> {
-    let page_name = name.to_owned();
-    let command = command.name(page_name.clone()).display_name(page_name);
+/// Name and text of each page, a command before its subcommands.
+fn pages(command: &clap::Command) -> Vec<(String, String)> {
+    let name = command
+        .get_display_name()
+        .unwrap_or_else(|| command.get_name());
     let mut text = Vec::new();
     // Writing to memory cannot fail.
     let _cannot_fail = clap_mangen::Man::new(command.clone()).render(&mut text);
     let mut all = vec![(name.to_owned(), String::from_utf8_lossy(&text).into_owned())];
-    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-        all.extend(pages(sub.clone(), &format!("{name}-{}", sub.get_name())));
-    }
+    let subcommands = command
+        .get_subcommands()
+        .filter(|sub| sub.get_name() != "help");
+    subcommands.for_each(|sub| all.extend(pages(sub)));
     all
+}
+
+/// The command line with the full names of subcommands filled in.
+fn built() -> clap::Command {
+    let mut command = command().disable_help_subcommand(true);
+    command.build();
+    command
 }
 
 fn write_all(dir: &Path, pages: &[(String, String)]) -> Result<(), ApiError> {
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(dir)?;
-        pages.iter().try_for_each(|(name, text)| std::fs::write(dir.join(format!("{name}.1")), text))
+        pages
+            .iter()
+            .try_for_each(|(name, text)| std::fs::write(dir.join(format!("{name}.1")), text))
     };
     write().map_err(|e| {
         ApiError::new(

@@ -94,11 +94,16 @@ pub fn detach(args: &DetachArgs, context: &Context) -> Done {
 pub fn ps(args: &PsArgs, context: &Context) -> Done {
     let mut list = block_on(context.client.endpoints())?;
     list.endpoints.retain(|endpoint| {
-        let of_network = |wanted: &String| endpoint.network == *wanted || endpoint.network_id.starts_with(wanted);
+        let of_network = |wanted: &String| {
+            endpoint.network == *wanted || endpoint.network_id.starts_with(wanted)
+        };
         (endpoint.local || !args.local) && args.network.as_ref().is_none_or(of_network)
     });
     if args.quiet {
-        let ids = list.endpoints.iter().map(|e| format!("{}\n", output::id(&e.id, args.no_trunc)));
+        let ids = list
+            .endpoints
+            .iter()
+            .map(|e| format!("{}\n", output::id(&e.id, args.no_trunc)));
         print(&ids.collect::<String>())?;
     } else if context.json {
         print_json(&list)?;
@@ -110,7 +115,11 @@ pub fn ps(args: &PsArgs, context: &Context) -> Done {
 
 fn render(endpoints: &[EndpointView], no_trunc: bool) -> String {
     let row = |e: &EndpointView| {
-        let place = if e.local { "here".to_owned() } else { e.vtep.to_string() };
+        let place = if e.local {
+            "here".to_owned()
+        } else {
+            e.vtep.to_string()
+        };
         [
             output::id(&e.id, no_trunc),
             output::or_dash(&e.name),
@@ -122,5 +131,16 @@ fn render(endpoints: &[EndpointView], no_trunc: bool) -> String {
         ]
     };
     let rows: Vec<_> = endpoints.iter().map(row).collect();
-    table(["ENDPOINT ID", "NAME", "NETWORK", "ADDRESS", "MAC", "NODE", "VTEP"], &rows)
+    table(
+        [
+            "ENDPOINT ID",
+            "NAME",
+            "NETWORK",
+            "ADDRESS",
+            "MAC",
+            "NODE",
+            "VTEP",
+        ],
+        &rows,
+    )
 }

@@ -6,7 +6,9 @@ use clap::{Args, Subcommand};
 
 use super::output::{print, print_json};
 use super::{Context, Done};
-use crate::agent::api::{ApiError, ErrorCode, FdbEntry, FdbKind, RecordRequest, RecordsApplied, exit};
+use crate::agent::api::{
+    ApiError, ErrorCode, FdbEntry, FdbKind, RecordRequest, RecordsApplied, exit,
+};
 use crate::frontend::client::block_on;
 use crate::tables::record::Version;
 use crate::wire::Mac;
@@ -43,7 +45,10 @@ pub enum FdbCommand {
     )]
     Add(AddArgs),
     /// Forget an endpoint of another node
-    #[command(visible_alias = "rm", after_help = "Example:\n  weft fdb del my-network 02:42:0a:00:01:07")]
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  weft fdb del my-network 02:42:0a:00:01:07"
+    )]
     Del {
         /// Name, id or beginning of an id
         network: String,
@@ -79,9 +84,14 @@ pub struct AddArgs {
 }
 
 fn parse_version(text: &str) -> Result<Version, String> {
-    let (epoch, counter) = text.split_once('.').ok_or("write EPOCH.COUNTER, such as 3.14")?;
+    let (epoch, counter) = text
+        .split_once('.')
+        .ok_or("write EPOCH.COUNTER, such as 3.14")?;
     let number = |part: &str| part.parse::<u64>().map_err(|e| format!("{part}: {e}"));
-    Ok(Version { epoch: number(epoch)?, counter: number(counter)? })
+    Ok(Version {
+        epoch: number(epoch)?,
+        counter: number(counter)?,
+    })
 }
 
 pub fn run(args: FdbArgs, context: &Context) -> Done {
@@ -89,9 +99,10 @@ pub fn run(args: FdbArgs, context: &Context) -> Done {
         None => ls(args.network.as_deref(), context),
         Some(FdbCommand::Ls { network }) => ls(network.as_deref(), context),
         Some(FdbCommand::Add(args)) => add(args, context),
-        Some(FdbCommand::Del { network, mac }) => {
-            done(&block_on(context.client.remove_record(&network, mac))?, context)
-        }
+        Some(FdbCommand::Del { network, mac }) => done(
+            &block_on(context.client.remove_record(&network, mac))?,
+            context,
+        ),
     }
 }
 
@@ -120,7 +131,11 @@ fn line(entry: &FdbEntry) -> String {
             line.push_str(&format!(" {word} {text}"));
         }
     }
-    line + if entry.kind == FdbKind::Flood { " flood\n" } else { " permanent\n" }
+    line + if entry.kind == FdbKind::Flood {
+        " flood\n"
+    } else {
+        " permanent\n"
+    }
 }
 
 fn add(args: AddArgs, context: &Context) -> Done {
@@ -135,7 +150,10 @@ fn add(args: AddArgs, context: &Context) -> Done {
         service: String::new(),
         version: args.version,
     };
-    done(&block_on(context.client.put_records(&args.network, &[record]))?, context)
+    done(
+        &block_on(context.client.put_records(&args.network, &[record]))?,
+        context,
+    )
 }
 
 fn done(applied: &RecordsApplied, context: &Context) -> Done {
@@ -147,7 +165,11 @@ fn done(applied: &RecordsApplied, context: &Context) -> Done {
         eprintln!("{}: {}", outcome.mac, outcome.note);
     }
     if applied.records.is_empty() {
-        return Err(ApiError::new(ErrorCode::RecordNotFound, "nothing was changed", "list the records: weft fdb"));
+        return Err(ApiError::new(
+            ErrorCode::RecordNotFound,
+            "nothing was changed",
+            "list the records: weft fdb",
+        ));
     }
     Ok(exit::OK)
 }
@@ -173,7 +195,13 @@ mod tests {
             line(&entry),
             "02:42:0a:00:01:07 dev web vni 4097 dst 192.0.2.2 ip 10.0.1.7 name db node n2 permanent\n"
         );
-        assert_eq!(parse_version("3.14"), Ok(Version { epoch: 3, counter: 14 }));
+        assert_eq!(
+            parse_version("3.14"),
+            Ok(Version {
+                epoch: 3,
+                counter: 14
+            })
+        );
         assert!(parse_version("3").is_err() && parse_version("a.b").is_err());
     }
 }

@@ -10,14 +10,16 @@ use serde_json::{Value, json};
 use super::output::{self, print, print_json, table};
 use super::{Context, Done, confirm, usage};
 use crate::agent::api::{
-    ApiError, CreateNetwork, IpamConfigRequest, NetworkView, OPTION_VXLANID_LIST, VtepChange, exit, ident,
-    suggest,
+    ApiError, CreateNetwork, IpamConfigRequest, NetworkView, OPTION_VXLANID_LIST, VtepChange, exit,
+    ident, suggest,
 };
 use crate::frontend::client::block_on;
 use crate::frontend::template;
 
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Example:\n  weft network create --subnet 10.0.1.0/24 my-network && weft network ls")]
+#[command(
+    after_help = "Example:\n  weft network create --subnet 10.0.1.0/24 my-network && weft network ls"
+)]
 pub enum NetworkCommand {
     /// Create a network and print its id
     Create(CreateArgs),
@@ -128,7 +130,9 @@ pub struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  weft network rm my-network\n  weft network rm $(weft network ls -q -f name=test)")]
+#[command(
+    after_help = "Examples:\n  weft network rm my-network\n  weft network rm $(weft network ls -q -f name=test)"
+)]
 pub struct RmArgs {
     /// Names, ids or beginnings of ids
     #[arg(required = true, value_name = "NETWORK")]
@@ -172,7 +176,12 @@ pub enum VtepAction {
 #[command(after_help = "Example:\n  weft network prune --yes")]
 pub struct PruneArgs {
     /// Do not ask
-    #[arg(short = 'f', long = "force", visible_alias = "yes", visible_short_alias = 'y')]
+    #[arg(
+        short = 'f',
+        long = "force",
+        visible_alias = "yes",
+        visible_short_alias = 'y'
+    )]
     force: bool,
 }
 
@@ -205,8 +214,14 @@ fn to_request(args: CreateArgs) -> Result<CreateNetwork, ApiError> {
     let mut options = pairs(&args.options, "--opt")?;
     if !args.vni.is_empty() {
         let list: Vec<String> = args.vni.iter().map(u32::to_string).collect();
-        if options.insert(OPTION_VXLANID_LIST.into(), list.join(",")).is_some() {
-            return Err(usage("--vni and the option vxlanid_list say the same thing", "give one of the two"));
+        if options
+            .insert(OPTION_VXLANID_LIST.into(), list.join(","))
+            .is_some()
+        {
+            return Err(usage(
+                "--vni and the option vxlanid_list say the same thing",
+                "give one of the two",
+            ));
         }
     }
     let mut wish = CreateNetwork {
@@ -222,13 +237,21 @@ fn to_request(args: CreateArgs) -> Result<CreateNetwork, ApiError> {
         ..CreateNetwork::default()
     };
     let subnets = args.subnet.into_iter();
-    wish.ipam.config = subnets.map(|subnet| IpamConfigRequest { subnet, ..Default::default() }).collect();
+    wish.ipam.config = subnets
+        .map(|subnet| IpamConfigRequest {
+            subnet,
+            ..Default::default()
+        })
+        .collect();
     let config = &mut wish.ipam.config;
     for gateway in args.gateway {
         let slot = subnet_for(config, &gateway, "--gateway")?;
         if !slot.gateway.is_empty() {
             return Err(usage(
-                format!("two gateways for subnet {}: {} and {gateway}", slot.subnet, slot.gateway),
+                format!(
+                    "two gateways for subnet {}: {} and {gateway}",
+                    slot.subnet, slot.gateway
+                ),
                 "give one gateway per subnet",
             ));
         }
@@ -239,7 +262,9 @@ fn to_request(args: CreateArgs) -> Result<CreateNetwork, ApiError> {
         subnet_for(config, &address, "--ip-range")?.ip_range = range;
     }
     for (name, address) in pairs(&args.aux_address, "--aux-address")? {
-        subnet_for(config, &address, "--aux-address")?.auxiliary_addresses.insert(name, address);
+        subnet_for(config, &address, "--aux-address")?
+            .auxiliary_addresses
+            .insert(name, address);
     }
     Ok(wish)
 }
@@ -255,13 +280,18 @@ fn subnet_for<'a>(
         let subnet: Option<IpNetwork> = entry.subnet.parse().ok();
         matches!((subnet, parsed), (Some(subnet), Some(address)) if subnet.contains(address))
     };
-    let index = config.iter().position(holds).or((config.len() == 1).then_some(0));
-    index.and_then(|index| config.get_mut(index)).ok_or_else(|| {
-        usage(
-            format!("{flag} {address} lies in none of the given subnets"),
-            "give the subnet too: --subnet 10.0.1.0/24",
-        )
-    })
+    let index = config
+        .iter()
+        .position(holds)
+        .or((config.len() == 1).then_some(0));
+    index
+        .and_then(|index| config.get_mut(index))
+        .ok_or_else(|| {
+            usage(
+                format!("{flag} {address} lies in none of the given subnets"),
+                "give the subnet too: --subnet 10.0.1.0/24",
+            )
+        })
 }
 
 fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, ApiError> {
@@ -270,7 +300,10 @@ fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, ApiEr
         // Docker takes a bare name as one with an empty value.
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         if name.is_empty() {
-            return Err(usage(format!("{flag} {text} has no name"), "write NAME=VALUE"));
+            return Err(usage(
+                format!("{flag} {text} has no name"),
+                "write NAME=VALUE",
+            ));
         }
         pairs.insert(name.to_owned(), value.to_owned());
     }
@@ -280,7 +313,10 @@ fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, ApiEr
 fn ls(args: &LsArgs, context: &Context) -> Done {
     let filters = Filters::parse(&args.filters)?;
     let networks = block_on(context.client.networks())?;
-    let networks: Vec<NetworkView> = networks.into_iter().filter(|network| filters.fit(network)).collect();
+    let networks: Vec<NetworkView> = networks
+        .into_iter()
+        .filter(|network| filters.fit(network))
+        .collect();
     let text = render_ls(&networks, args, context.json)?;
     print(&text)?;
     Ok(exit::OK)
@@ -288,22 +324,35 @@ fn ls(args: &LsArgs, context: &Context) -> Done {
 
 fn render_ls(networks: &[NetworkView], args: &LsArgs, json: bool) -> Result<String, ApiError> {
     if args.quiet {
-        let ids = networks.iter().map(|network| format!("{}\n", output::id(&network.id, args.no_trunc)));
+        let ids = networks
+            .iter()
+            .map(|network| format!("{}\n", output::id(&network.id, args.no_trunc)));
         return Ok(ids.collect());
     }
     if json {
-        let text = serde_json::to_string_pretty(networks).map_err(|e| ApiError::internal(e.to_string()))?;
+        let text = serde_json::to_string_pretty(networks)
+            .map_err(|e| ApiError::internal(e.to_string()))?;
         return Ok(format!("{text}\n"));
     }
     match args.format.as_deref().unwrap_or("table") {
         "table" => {
             let rows: Vec<[String; 4]> = networks
                 .iter()
-                .map(|n| [output::id(&n.id, args.no_trunc), n.name.clone(), n.driver.clone(), n.scope.clone()])
+                .map(|n| {
+                    [
+                        output::id(&n.id, args.no_trunc),
+                        n.name.clone(),
+                        n.driver.clone(),
+                        n.scope.clone(),
+                    ]
+                })
                 .collect();
             Ok(table(["NETWORK ID", "NAME", "DRIVER", "SCOPE"], &rows))
         }
-        "json" => Ok(networks.iter().map(|n| format!("{}\n", ls_object(n, args.no_trunc))).collect()),
+        "json" => Ok(networks
+            .iter()
+            .map(|n| format!("{}\n", ls_object(n, args.no_trunc)))
+            .collect()),
         template => {
             let lines = networks.iter().map(|network| {
                 let line = template::render(template, &ls_object(network, args.no_trunc));
@@ -316,7 +365,11 @@ fn render_ls(networks: &[NetworkView], args: &LsArgs, json: bool) -> Result<Stri
 
 /// Docker's keys, all values as text, sorted.
 fn ls_object(network: &NetworkView, no_trunc: bool) -> Value {
-    let labels: Vec<String> = network.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let labels: Vec<String> = network
+        .labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     json!({
         "CreatedAt": ident::docker_time(&network.created),
         "Driver": network.driver,
@@ -331,7 +384,10 @@ fn ls_object(network: &NetworkView, no_trunc: bool) -> Value {
 }
 
 fn bad_template(why: String) -> ApiError {
-    usage(format!("the format cannot be used: {why}"), "give table, json, or keys such as '{{.Name}}'")
+    usage(
+        format!("the format cannot be used: {why}"),
+        "give table, json, or keys such as '{{.Name}}'",
+    )
 }
 
 /// Filters by key; within one key any may fit, between keys all must.
@@ -344,9 +400,12 @@ impl Filters {
     fn parse(texts: &[String]) -> Result<Filters, ApiError> {
         let mut filters = Filters::default();
         for text in texts {
-            let (key, value) = text
-                .split_once('=')
-                .ok_or_else(|| usage(format!("filter \"{text}\" has no value"), "write KEY=VALUE, such as driver=overlay"))?;
+            let (key, value) = text.split_once('=').ok_or_else(|| {
+                usage(
+                    format!("filter \"{text}\" has no value"),
+                    "write KEY=VALUE, such as driver=overlay",
+                )
+            })?;
             if !Filters::KEYS.contains(&key) {
                 let hint = suggest::hint(key, Filters::KEYS);
                 return Err(usage(
@@ -360,7 +419,9 @@ impl Filters {
     }
 
     fn fit(&self, network: &NetworkView) -> bool {
-        self.0.iter().all(|(key, values)| values.iter().any(|value| fits(network, key, value)))
+        self.0
+            .iter()
+            .all(|(key, values)| values.iter().any(|value| fits(network, key, value)))
     }
 }
 
@@ -371,31 +432,44 @@ fn fits(network: &NetworkView, key: &str, value: &str) -> bool {
         "name" => network.name.contains(value),
         "id" => network.id.starts_with(value),
         "type" => {
-            let builtin = matches!(network.name.as_str(), "bridge" | "docker_gwbridge" | "host" | "ingress" | "none");
+            let builtin = matches!(
+                network.name.as_str(),
+                "bridge" | "docker_gwbridge" | "host" | "ingress" | "none"
+            );
             (value == "builtin") == builtin && matches!(value, "builtin" | "custom")
         }
         _ => match value.split_once('=') {
-            Some((name, wanted)) => network.labels.get(name).is_some_and(|value| value == wanted),
+            Some((name, wanted)) => network
+                .labels
+                .get(name)
+                .is_some_and(|value| value == wanted),
             None => network.labels.contains_key(value),
         },
     }
 }
 
 fn inspect(args: &InspectArgs, context: &Context) -> Done {
-    let found = args.networks.iter().map(|network| block_on(context.client.network(network)));
+    let found = args
+        .networks
+        .iter()
+        .map(|network| block_on(context.client.network(network)));
     let (found, errors): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
     let found: Vec<NetworkView> = found.into_iter().flatten().collect();
     match &args.format {
         Some(template) => {
             for network in &found {
-                let value = serde_json::to_value(network).map_err(|e| ApiError::internal(e.to_string()))?;
+                let value =
+                    serde_json::to_value(network).map_err(|e| ApiError::internal(e.to_string()))?;
                 print(&(template::render(template, &value).map_err(bad_template)? + "\n"))?;
             }
         }
         // As Docker: what was found is shown, then the error is told.
         None => print_json(&found)?,
     }
-    errors.into_iter().find_map(Result::err).map_or(Ok(exit::OK), Err)
+    errors
+        .into_iter()
+        .find_map(Result::err)
+        .map_or(Ok(exit::OK), Err)
 }
 
 fn rm(args: &RmArgs, context: &Context) -> Done {
@@ -437,7 +511,12 @@ fn vteps(args: VtepsArgs, context: &Context) -> Done {
         .iter()
         .map(|v| {
             let source = if v.member { "member" } else { "record" };
-            [v.vtep.to_string(), output::or_dash(&v.node), source.into(), v.endpoints.to_string()]
+            [
+                v.vtep.to_string(),
+                output::or_dash(&v.node),
+                source.into(),
+                v.endpoints.to_string(),
+            ]
         })
         .collect();
     print(&table(["VTEP", "NODE", "SOURCE", "ENDPOINTS"], &rows))?;
@@ -445,12 +524,18 @@ fn vteps(args: VtepsArgs, context: &Context) -> Done {
 }
 
 fn prune(args: &PruneArgs, context: &Context) -> Done {
-    confirm("remove every network without endpoints, here and elsewhere?", args.force)?;
+    confirm(
+        "remove every network without endpoints, here and elsewhere?",
+        args.force,
+    )?;
     let pruned = block_on(context.client.prune_networks())?;
     if context.json {
         print_json(&pruned)?;
     } else if !pruned.networks_deleted.is_empty() {
-        print(&format!("Deleted Networks:\n{}\n", pruned.networks_deleted.join("\n")))?;
+        print(&format!(
+            "Deleted Networks:\n{}\n",
+            pruned.networks_deleted.join("\n")
+        ))?;
     }
     Ok(exit::OK)
 }
@@ -463,7 +548,9 @@ mod tests {
     use crate::frontend::cli::{Cli, Command};
 
     fn request(line: &str) -> Result<CreateNetwork, ApiError> {
-        let words = ["weft", "network", "create"].into_iter().chain(line.split_whitespace());
+        let words = ["weft", "network", "create"]
+            .into_iter()
+            .chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
             Command::Network(NetworkCommand::Create(args)) => to_request(args),
             other => panic!("{other:?}"),
@@ -478,7 +565,10 @@ mod tests {
         )
         .unwrap();
         let config = &wish.ipam.config;
-        assert_eq!((config[0].gateway.as_str(), config[1].gateway.as_str()), ("10.0.1.254", "10.0.2.254"));
+        assert_eq!(
+            (config[0].gateway.as_str(), config[1].gateway.as_str()),
+            ("10.0.1.254", "10.0.2.254")
+        );
         assert_eq!(config[1].ip_range, "10.0.2.128/25");
         assert_eq!(config[0].auxiliary_addresses["p"], "10.0.1.9");
         assert_eq!(wish.options[OPTION_VXLANID_LIST], "7,8");
@@ -494,14 +584,21 @@ mod tests {
             "--vni 7 -o com.docker.network.driver.overlay.vxlanid_list=7 web",
             "--label =x web",
         ] {
-            assert_eq!(request(line).unwrap_err().code.exit_code(), exit::USAGE, "{line}");
+            assert_eq!(
+                request(line).unwrap_err().code.exit_code(),
+                exit::USAGE,
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn unknown_filters_get_a_suggestion() {
         let error = Filters::parse(&["drivr=x".into()]).unwrap_err();
-        assert!(error.message.ends_with("did you mean \"driver\"?"), "{error}");
+        assert!(
+            error.message.ends_with("did you mean \"driver\"?"),
+            "{error}"
+        );
         assert!(Filters::parse(&["driver".into()]).is_err());
     }
 }

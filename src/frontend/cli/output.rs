@@ -9,7 +9,10 @@ use crate::agent::api::{ApiError, ErrorCode, ident};
 /// Writes text to standard output. A closed pipe, as with `| head`, ends quietly.
 pub fn print(text: &str) -> Result<(), ApiError> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(ApiError::new(
             ErrorCode::Internal,
             format!("cannot write the output: {e}"),
@@ -22,7 +25,10 @@ pub fn print(text: &str) -> Result<(), ApiError> {
 /// Writes indented JSON.
 pub fn print_json(value: &impl Serialize) -> Result<(), ApiError> {
     let text = serde_json::to_string_pretty(value);
-    print(&format!("{}\n", text.map_err(|e| ApiError::internal(e.to_string()))?))
+    print(&format!(
+        "{}\n",
+        text.map_err(|e| ApiError::internal(e.to_string()))?
+    ))
 }
 
 /// Rows under headers: cells left-aligned, at least ten wide, three spaces between, as Docker's tables
@@ -35,7 +41,8 @@ pub fn table<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -> String
         }
     }
     let mut text = line(&headers.map(str::to_owned), &widths);
-    rows.iter().for_each(|row| text.push_str(&line(row, &widths)));
+    rows.iter()
+        .for_each(|row| text.push_str(&line(row, &widths)));
     text
 }
 
@@ -50,7 +57,11 @@ fn line(cells: &[String], widths: &[usize]) -> String {
 
 /// The first 12 characters of an id, or all of it.
 pub fn id(id: &str, no_trunc: bool) -> String {
-    if no_trunc { id.to_owned() } else { ident::short(id).to_owned() }
+    if no_trunc {
+        id.to_owned()
+    } else {
+        ident::short(id).to_owned()
+    }
 }
 
 /// `1234`, `12.3k`, `4.56M`.
@@ -77,7 +88,13 @@ fn scaled(value: u64, unit: &str, plain_below: u64) -> String {
         scaled /= 1000.0;
         prefix = next;
     }
-    let digits = if scaled < 10.0 { 2 } else if scaled < 100.0 { 1 } else { 0 };
+    let digits = if scaled < 10.0 {
+        2
+    } else if scaled < 100.0 {
+        1
+    } else {
+        0
+    };
     format!("{scaled:.digits$}{space}{prefix}{unit}")
 }
 
@@ -95,12 +112,20 @@ pub fn duration(seconds: u64) -> String {
 /// Items with a word between, or a dash for none.
 pub fn joined<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    if items.is_empty() { "-".into() } else { items.join(",") }
+    if items.is_empty() {
+        "-".into()
+    } else {
+        items.join(",")
+    }
 }
 
 /// The text, or a dash for nothing.
 pub fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
+    if text.is_empty() {
+        "-".into()
+    } else {
+        text.into()
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +134,12 @@ mod tests {
 
     #[test]
     fn tables_look_like_dockers() {
-        let rows = [["0f3b7c2d9e1a".into(), "ingress".into(), "overlay".into(), "swarm".into()]];
+        let rows = [[
+            "0f3b7c2d9e1a".into(),
+            "ingress".into(),
+            "overlay".into(),
+            "swarm".into(),
+        ]];
         assert_eq!(
             table(["NETWORK ID", "NAME", "DRIVER", "SCOPE"], &rows),
             "NETWORK ID     NAME      DRIVER    SCOPE\n\

@@ -51,10 +51,14 @@ pub fn run(args: &StatusArgs, context: &Context) -> Done {
 }
 
 fn fetch(args: &StatusArgs, context: &Context) -> Result<Status, ApiError> {
-    let deadline = args.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = args
+        .wait
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
         let status = block_on(context.client.status());
-        let well = status.as_ref().is_ok_and(|status| status.verdict == Verdict::Ok);
+        let well = status
+            .as_ref()
+            .is_ok_and(|status| status.verdict == Verdict::Ok);
         if well || deadline.is_none_or(|deadline| Instant::now() >= deadline) {
             return status;
         }
@@ -69,7 +73,9 @@ fn first_line(status: &Status) -> String {
         (Verdict::Degraded, 1) => format!("DEGRADED: {}", status.health[0].code),
         (Verdict::Degraded, count) => format!("DEGRADED: {count} problems"),
     };
-    let gap = 60usize.saturating_sub(name.chars().count() + verdict.chars().count()).max(2);
+    let gap = 60usize
+        .saturating_sub(name.chars().count() + verdict.chars().count())
+        .max(2);
     format!("{name}{:gap$}{verdict}", "")
 }
 
@@ -87,7 +93,12 @@ fn render(status: &Status) -> String {
         status.underlay_mtu,
         output::duration(status.uptime_seconds)
     );
-    text += &format!("dataplane  {} workers, uplink {}{}\n", plane.workers, plane.uplink, offloads(status));
+    text += &format!(
+        "dataplane  {} workers, uplink {}{}\n",
+        plane.workers,
+        plane.uplink,
+        offloads(status)
+    );
     text += &format!(
         "traffic    encap {} ({} frames), decap {} ({} frames), drops {}\n",
         output::bytes(counters.encap_bytes),
@@ -104,9 +115,17 @@ fn render(status: &Status) -> String {
 }
 
 fn offloads(status: &Status) -> String {
-    let words = status.dataplane.offloads.iter().map(|(name, state)| format!("{name} {state}"));
+    let words = status
+        .dataplane
+        .offloads
+        .iter()
+        .map(|(name, state)| format!("{name} {state}"));
     let words: Vec<String> = words.collect();
-    if words.is_empty() { String::new() } else { format!("; {}", words.join(", ")) }
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("; {}", words.join(", "))
+    }
 }
 
 fn networks(status: &Status) -> String {
@@ -128,19 +147,44 @@ fn networks(status: &Status) -> String {
             ]
         })
         .collect();
-    table(["NETWORK", "VNI", "STATE", "MTU", "HERE", "ELSEWHERE", "VTEPS"], &rows)
+    table(
+        [
+            "NETWORK",
+            "VNI",
+            "STATE",
+            "MTU",
+            "HERE",
+            "ELSEWHERE",
+            "VTEPS",
+        ],
+        &rows,
+    )
 }
 
 fn drops(status: &Status) -> String {
-    let mut reasons: Vec<_> = status.dataplane.counters.drops.iter().filter(|(_, count)| **count > 0).collect();
+    let mut reasons: Vec<_> = status
+        .dataplane
+        .counters
+        .drops
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .collect();
     if reasons.is_empty() {
         return String::new();
     }
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    let width = reasons.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let width = reasons
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or(0);
     let mut text = "# Drops\n".to_owned();
     for (name, count) in reasons {
-        let help = status.dataplane.drop_help.get(name).map_or("", String::as_str);
+        let help = status
+            .dataplane
+            .drop_help
+            .get(name)
+            .map_or("", String::as_str);
         text += format!("#   {name:<width$}  {:>7}  {help}", output::count(*count)).trim_end();
         text.push('\n');
     }
@@ -153,7 +197,10 @@ fn health(status: &Status) -> String {
         if index == 0 {
             text += "# Health\n";
         }
-        text += &format!("# ! {}: {}\n#   next: {}\n", item.code, item.message, item.next);
+        text += &format!(
+            "# ! {}: {}\n#   next: {}\n",
+            item.code, item.message, item.next
+        );
     }
     text
 }
@@ -165,11 +212,18 @@ pub fn events(args: &EventsArgs, context: &Context) -> Done {
         return Ok(exit::OK);
     }
     for entry in &list.events {
-        let event = serde_json::to_value(&entry.event).map_err(|e| ApiError::internal(e.to_string()))?;
+        let event =
+            serde_json::to_value(&entry.event).map_err(|e| ApiError::internal(e.to_string()))?;
         let mut line = format!("{} {}", entry.seq, entry.time);
         for (key, value) in event.as_object().into_iter().flatten() {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            line += &if key == "event" { format!(" {value}") } else { format!(" {key}={value}") };
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            line += &if key == "event" {
+                format!(" {value}")
+            } else {
+                format!(" {key}={value}")
+            };
         }
         print(&(line + "\n"))?;
     }
@@ -183,10 +237,20 @@ pub fn version(context: &Context) -> Done {
         print_json(&serde_json::json!({ "client": own, "agent": agent.ok() }))?;
         return Ok(exit::OK);
     }
-    print(&format!("client  {} {} (API {})\n", own.version, own.platform, own.api.join(", ")))?;
+    print(&format!(
+        "client  {} {} (API {})\n",
+        own.version,
+        own.platform,
+        own.api.join(", ")
+    ))?;
     match agent {
         Ok(agent) => {
-            print(&format!("agent   {} {} (API {})\n", agent.version, agent.platform, agent.api.join(", ")))?;
+            print(&format!(
+                "agent   {} {} (API {})\n",
+                agent.version,
+                agent.platform,
+                agent.api.join(", ")
+            ))?;
         }
         Err(error) => print(&format!("agent   none: {}\n", error.message))?,
     }
