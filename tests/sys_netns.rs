@@ -264,6 +264,9 @@ fn everything_works_without_privilege_in_a_user_namespace() {
     create_use_delete();
     let lab = Lab::new(false);
     lab.veth("va", "vb");
+    if std::path::Path::new("/dev/net/tun").exists() {
+        assert_eq!(lab.run(|| Tap::open("tap0", 2)).unwrap().len(), 2);
+    }
     lab.packet(
         "va",
         &PacketOptions {

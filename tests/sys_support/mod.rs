@@ -33,7 +33,6 @@ impl Lab {
             lab.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
             lab.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
         }
-        lab.sysctl("net/ipv6/conf/default/accept_dad", "0");
         lab.ip("link set lo up");
         lab
     }
@@ -73,6 +72,8 @@ impl Lab {
         self.ip(&format!("link add {one} type veth peer name {other}"));
         self.ip(&format!("link set {one} up"));
         self.ip(&format!("link set {other} up"));
+        self.wait_for_link(one);
+        self.wait_for_link(other);
     }
 
     /// Makes a veth pair with the other end in another namespace.
@@ -86,6 +87,29 @@ impl Lab {
         self.change_link(LinkUnspec::new_with_index(index).setns_by_fd(raw));
         self.ip(&format!("link set {one} up"));
         other_lab.ip(&format!("link set {other} up"));
+        self.wait_for_link(one);
+        other_lab.wait_for_link(other);
+    }
+
+    /// Adds an address that is usable at once: IPv6 without duplicate address detection.
+    pub fn address(&self, link_name: &str, address: &str) {
+        let flag = if address.contains(':') { "nodad" } else { "" };
+        self.ip(&format!("addr add {address} dev {link_name} {flag}"));
+    }
+
+    /// Waits until a link is in service. Until then, some milliseconds after its peer came up, the kernel throws away
+    /// what is sent through the queueing discipline.
+    fn wait_for_link(&self, link_name: &str) {
+        eventually("the link", || {
+            let mut command = self.netns.command("ip").unwrap();
+            let output = command
+                .args(["-o", "link", "show", link_name])
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout)
+                .contains("state UP")
+                .then_some(())
+        });
     }
 
     /// Lets a link carry super-frames of `bytes` and `segments`; both ends of a pair need it.
