@@ -472,6 +472,10 @@ fn a_full_or_missing_uplink_is_a_named_drop() {
     pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));
     pair.run();
     assert_eq!(pair.b.counters().dropped(DropReason::UplinkFull), 1);
+    pair.b.port.fail_with(libc::ENETDOWN);
+    pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));
+    pair.run();
+    assert_eq!(pair.b.counters().dropped(DropReason::UplinkRefused), 1);
     pair.b.port.set_full(false);
     pair.b.remove_port();
     pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));

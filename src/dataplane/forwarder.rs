@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
+use crossbeam_utils::CachePadded;
 
 use super::batch::{Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
@@ -89,7 +90,7 @@ struct Port<P> {
 /// One worker: uplinks, underlay, buffers, counters.
 pub struct Worker<P, U> {
     tables: Arc<Tables>,
-    counters: Arc<Counters>,
+    counters: Arc<CachePadded<Counters>>,
     config: WorkerConfig,
     /// By segment index.
     ports: Vec<Option<Port<P>>>,
@@ -107,7 +108,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     pub fn new(
         config: WorkerConfig,
         tables: Arc<Tables>,
-        counters: Arc<Counters>,
+        counters: Arc<CachePadded<Counters>>,
         underlay: U,
         learn: Option<Sender<LearnEvent>>,
     ) -> Worker<P, U> {
@@ -325,7 +326,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             .snapshot
             .vteps
             .get(vtep as usize)
-            .ok_or(DropReason::VtepSuspended)?;
+            .ok_or(DropReason::NoVtep)?;
         let largest = job
             .plan
             .as_ref()
