@@ -129,7 +129,7 @@ async fn ensuring_twice_changes_nothing() {
     let before = snapshot(&spec.netns_path);
     let second = ensure_network(&spec).await.unwrap();
     assert_eq!(first.segments, second.segments);
-    assert_eq!(first.netns.id(), second.netns.id());
+    assert_eq!(first.netns.id().unwrap(), second.netns.id().unwrap());
     assert_same(&before, &snapshot(&spec.netns_path), "a second time");
 }
 
