@@ -95,6 +95,7 @@ enum Command {
     /// Detach every workload and remove every network of this node
     Reset(agent::ResetArgs),
     /// Show the versions of this program and of the agent
+    #[command(after_help = "Example:\n  weft version --json")]
     Version,
 }
 
