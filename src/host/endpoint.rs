@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
 use super::link::BridgePortFlags;
+use super::netlink::netns_id_of;
 use super::sandbox::{check_id, check_mtu, find, network_mark, open_network, wanted};
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo};
@@ -238,7 +239,8 @@ fn check_ifname(name: &str) -> Result<(), HostError> {
 async fn build(spec: &EndpointSpec, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
     let (network_netns, network) = open_network(&spec.network_netns)?;
     let workload_netns = spec.workload.open()?;
-    if workload_netns.id() == network_netns.id() {
+    let workload_id = netns_id_of(&workload_netns)?;
+    if workload_id == netns_id_of(&network_netns)? {
         return Err(HostError::Invalid(format!(
             "workload {} is the network's own namespace",
             spec.workload
@@ -279,12 +281,13 @@ impl EndpointBuilder<'_> {
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
+        self.network.settle_port(&host.name).await?;
         Ok(AttachedEndpoint {
             host_ifindex: host.index,
             host_ifname: host.name,
             ifindex: inner.index,
             ifname: inner.name,
-            netns_id: self.workload_netns.id(),
+            netns_id: self.workload.netns_id(),
             gso: inner.gso,
         })
     }
@@ -450,7 +453,7 @@ impl EndpointBuilder<'_> {
         for address in &self.spec.addresses {
             self.workload.put_address(inner.index, *address).await?;
         }
-        self.workload.set_up(inner.index).await?;
+        self.workload.set_up(&inner.name).await?;
         for (destination, gateway) in &self.spec.routes {
             self.workload
                 .put_route(inner.index, *destination, *gateway)

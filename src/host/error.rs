@@ -5,9 +5,10 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use nix::errno::Errno;
+
+use crate::sys::SysError;
 
 /// A failed host operation.
 #[derive(Debug, thiserror::Error)]
@@ -25,10 +26,13 @@ pub enum HostError {
         /// The kernel's own sentence (extended acknowledgement), where it gave one.
         detail: Option<String>,
     },
-    /// A file, mount or socket operation failed.
+    /// A namespace operation failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// A file or socket operation failed.
     #[error("{operation}: {source}")]
     Io {
-        /// Verb and object, such as "create netns /run/weft/netns/zmq0dp2jpu12".
+        /// Verb and object, such as "set /proc/sys/net/ipv4/ip_forward to 1".
         operation: String,
         /// The reason.
         source: io::Error,
@@ -58,14 +62,12 @@ pub enum HostError {
     #[error("{0} does not exist: the network has to be created on this node first")]
     NoNetwork(String),
     /// The workload's namespace cannot be opened: the workload is gone or was never there.
-    #[error("workload {workload}: cannot open its network namespace {}: {source}", .path.display())]
+    #[error("workload {workload} is not there: {source}")]
     NoWorkload {
         /// How the workload was named.
         workload: String,
-        /// The namespace file that was tried.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
+        /// The file that was tried and the reason.
+        source: SysError,
     },
     /// The interface name asked for is in use in the workload.
     #[error("interface {ifname} already exists in netns {netns} and belongs to someone else")]
@@ -112,8 +114,9 @@ impl HostError {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             HostError::Kernel { errno, .. } => Some(*errno),
-            HostError::Io { source, .. } | HostError::NoWorkload { source, .. } => {
-                source.raw_os_error().map(Errno::from_raw)
+            HostError::Io { source, .. } => source.raw_os_error().map(Errno::from_raw),
+            HostError::Sys(source) | HostError::NoWorkload { source, .. } => {
+                source.errno().map(Errno::from_raw)
             }
             HostError::Undo { cause, .. } => cause.errno(),
             _ => None,

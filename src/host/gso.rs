@@ -34,24 +34,25 @@ impl GsoSizes {
 
     /// The sizes for an inner MTU of `mtu_inner` bytes.
     ///
-    /// The byte limits leave the segment count as the limit that binds: they hold `max_segs` full IPv4
-    /// segments plus what the kernel sets aside for headers (`MAX_TCP_HEADER`, 320 bytes or less).
+    /// The byte limits hold that many full segments plus what the kernel sets aside for headers
+    /// (`MAX_TCP_HEADER`, 320 bytes or less), and not one segment more even with TCP timestamps.
     pub fn fit(mtu_inner: u32, uplink: UplinkKind) -> GsoSizes {
         let per_send = segments_per_send(mtu_inner);
-        let one_send = bytes_for(per_send, mtu_inner).min(LEGACY_MAX);
+        let max_size = bytes_for(per_send, mtu_inner, IPV6_TCP_LEN).min(LEGACY_MAX);
+        let ipv4_bytes = |segs| bytes_for(segs, mtu_inner, IPV4_TCP_LEN);
         match uplink {
             UplinkKind::Packet => {
                 let max_segs = per_send * SENDS_PER_SUPER_FRAME;
                 GsoSizes {
                     max_segs,
-                    max_size: one_send,
-                    ipv4_max_size: bytes_for(max_segs, mtu_inner).clamp(LEGACY_MAX, BIG),
+                    max_size,
+                    ipv4_max_size: ipv4_bytes(max_segs).min(BIG),
                 }
             }
             UplinkKind::Tap => GsoSizes {
                 max_segs: per_send,
-                max_size: one_send,
-                ipv4_max_size: one_send,
+                max_size,
+                ipv4_max_size: ipv4_bytes(per_send).min(LEGACY_MAX),
             },
         }
     }
@@ -64,8 +65,8 @@ fn segments_per_send(mtu_inner: u32) -> u32 {
     (UDP_PAYLOAD_MAX / datagram.max(1)).clamp(1, UDP_MAX_SEGMENTS)
 }
 
-fn bytes_for(segs: u32, mtu_inner: u32) -> u32 {
-    segs.saturating_mul(mtu_inner.saturating_sub(IPV4_TCP_LEN))
+fn bytes_for(segs: u32, mtu_inner: u32, header_len: u32) -> u32 {
+    segs.saturating_mul(mtu_inner.saturating_sub(header_len))
         .saturating_add(HEADER_ROOM)
 }
 
@@ -76,6 +77,7 @@ const SENDS_PER_SUPER_FRAME: u32 = 3;
 const ETHERNET_LEN: u32 = 14;
 const VXLAN_LEN: u32 = 8;
 const IPV4_TCP_LEN: u32 = 40;
+const IPV6_TCP_LEN: u32 = 60;
 const HEADER_ROOM: u32 = 512;
 const LEGACY_MAX: u32 = 65536;
 /// Room for one super-frame with its headers in a worker's read buffer.
@@ -113,7 +115,6 @@ mod tests {
             let per_send = sizes.max_segs / 3;
             for mss in [mtu - 60, mtu - 72] {
                 let segs = tcp_segments(sizes.max_size, sizes.max_segs, mss);
-                assert!(segs >= per_send && segs * (mss + 94) <= UDP_PAYLOAD_MAX + 94 + mss);
                 assert_eq!(segs, per_send, "mtu {mtu} mss {mss}");
             }
         }
@@ -126,8 +127,8 @@ mod tests {
             let per_send = packet.max_segs / 3;
             assert!((1..=128).contains(&per_send));
             assert!(per_send == 1 || per_send * (mtu + 22) <= UDP_PAYLOAD_MAX);
-            assert!((LEGACY_MAX..=BIG).contains(&packet.ipv4_max_size));
-            assert!(packet.max_size <= LEGACY_MAX);
+            assert!(packet.ipv4_max_size <= BIG && packet.max_size <= LEGACY_MAX);
+            assert!(packet.max_size.min(packet.ipv4_max_size) >= HEADER_ROOM);
             assert!(GsoSizes::fit(mtu, UplinkKind::Tap).ipv4_max_size <= LEGACY_MAX);
         }
     }

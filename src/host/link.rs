@@ -1,12 +1,13 @@
 //! Links: what one looks like, and one short method per kernel operation on it.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, Prop,
 };
 
 use super::{GsoSizes, HostError, Mark, Netlink};
@@ -50,6 +51,8 @@ pub struct Link {
     pub gso: GsoSizes,
     /// Of a bridge port: its flags.
     pub port: Option<BridgePortFlags>,
+    /// Of a bridge port: it passes frames.
+    pub forwarding: bool,
 }
 
 impl Link {
@@ -87,6 +90,7 @@ impl Link {
                 ipv4_max_size: 0,
             },
             port: None,
+            forwarding: false,
         };
         for attribute in message.attributes {
             link.take(attribute);
@@ -117,6 +121,8 @@ impl Link {
             LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
             LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
                 self.port = Some(BridgePortFlags::parse(&settings));
+                self.forwarding =
+                    settings.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
             }
             _ => {}
         }
@@ -212,8 +218,6 @@ pub struct BridgeSpec {
     pub mac: Mac,
     /// MTU in bytes, fixed so that it does not follow the ports.
     pub mtu: u32,
-    /// Super-frame sizes.
-    pub gso: GsoSizes,
 }
 
 /// One end of a veth pair.
@@ -231,7 +235,7 @@ pub struct VethEnd<'a> {
     pub tx_queue_len: Option<u32>,
     /// Bridge to be a port of, by index in the same namespace.
     pub bridge: Option<u32>,
-    /// Born up, without ARP, promiscuous: held through a packet socket, not used by a stack.
+    /// Without ARP, promiscuous: held through a packet socket, not used by a stack.
     pub raw: bool,
     /// Born here instead of the connection's namespace.
     pub netns: Option<&'a Netns>,
@@ -285,7 +289,8 @@ impl Netlink {
         Ok(reply?.and_then(as_link))
     }
 
-    /// Makes the bridge, or sets an existing one of that name to `spec`; up either way.
+    /// Makes the bridge, or sets an existing one of that name to `spec`; up either way. Its super-frame
+    /// sizes are for later: without ports a bridge takes 64 KiB at most (`br_set_gso_limits`).
     pub async fn put_bridge(&self, spec: &BridgeSpec) -> Result<(), HostError> {
         let mut message = named(&spec.name);
         set_flags(&mut message, LinkFlags::Up);
@@ -298,12 +303,12 @@ impl Netlink {
                 LinkInfo::Data(InfoData::Bridge(bridge_settings())),
             ]),
         ]);
-        message.attributes.extend(gso_attributes(spec.gso));
         let operation = format!("put bridge {}", spec.name);
         self.new_link(operation, message, NLM_F_CREATE).await
     }
 
-    /// Makes a veth pair in one request. Both names must be free.
+    /// Makes a veth pair in one request, down: `veth_newlink` cannot bring the peer up, and sets a bridge
+    /// for `end` alone. Both names must be free.
     pub async fn add_veth(&self, end: &VethEnd<'_>, peer: &VethEnd<'_>) -> Result<(), HostError> {
         let mut message = end.message();
         message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -363,11 +368,26 @@ impl Netlink {
     }
 
     /// Brings a link up.
-    pub async fn set_up(&self, index: u32) -> Result<(), HostError> {
-        let mut message = indexed(index);
+    pub async fn set_up(&self, name: &str) -> Result<(), HostError> {
+        let mut message = named(name);
         set_flags(&mut message, LinkFlags::Up);
-        let operation = format!("bring up link {index}");
+        let operation = format!("bring up link {name}");
         self.new_link(operation, message, 0).await
+    }
+
+    /// Waits until a bridge port passes frames, for 0.2 s at most.
+    ///
+    /// A port that came up before its peer has a carrier only once the kernel's link watch has run; until
+    /// then it drops frames, and a lost ARP request costs a second. Since Linux 6.8 the look itself
+    /// makes the link watch run (`linkwatch_sync_dev`), so the first one usually finds it done.
+    pub(super) async fn settle_port(&self, name: &str) -> Result<(), HostError> {
+        for _ in 0..SETTLE_TRIES {
+            match self.link_by_name(name).await? {
+                Some(link) if link.forwarding && link.running => return Ok(()),
+                _ => tokio::time::sleep(SETTLE_PAUSE).await,
+            }
+        }
+        Ok(())
     }
 
     /// Sets the super-frame sizes of a link.
@@ -459,11 +479,11 @@ fn gso_attributes(sizes: GsoSizes) -> [LinkAttribute; 3] {
     ]
 }
 
-/// A default VLAN of 0 spares an FDB entry per VLAN and port: we filter none.
+/// A default VLAN of 0 spares an FDB entry per VLAN and port: we filter none. Filtering is off by default
+/// and is not mentioned, since kernels built without it refuse even that (`EOPNOTSUPP`).
 fn bridge_settings() -> Vec<InfoBridge> {
     vec![
         InfoBridge::StpState(BridgeStpState::Disabled),
-        InfoBridge::VlanFiltering(false),
         InfoBridge::VlanDefaultPvid(0),
         InfoBridge::MulticastSnooping(false),
         InfoBridge::MulticastQuerier(false),
@@ -473,12 +493,11 @@ fn bridge_settings() -> Vec<InfoBridge> {
     ]
 }
 
-const RAW_FLAGS: LinkFlags = LinkFlags::Up
-    .union(LinkFlags::Noarp)
-    .union(LinkFlags::Promisc);
+const RAW_FLAGS: LinkFlags = LinkFlags::Noarp.union(LinkFlags::Promisc);
 /// "weft" in ASCII.
 const GROUP: u32 = 0x7765_6674;
-const NLM_F_APPEND: u16 = netlink_packet_core::NLM_F_APPEND;
+const SETTLE_TRIES: u32 = 100;
+const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests {

@@ -36,16 +36,15 @@ impl Netlink {
     /// thread that enters the namespace.
     ///
     /// # Errors
-    /// [`HostError::Io`] if the namespace cannot be entered or the socket cannot be made.
+    /// [`HostError::Sys`] if the namespace cannot be entered, [`HostError::Io`] if the socket cannot be made.
     pub fn open(netns: &Netns) -> Result<Netlink, HostError> {
         let runtime = runtime::Handle::current();
+        let netns_id = netns_id_of(netns)?;
         let connected = netns.run_in(|| {
             let _inside = runtime.enter();
-            connect(netns.id())
-        });
-        connected
-            .and_then(|inner| inner)
-            .map_err(|e| HostError::io(format!("open netlink in netns {}", netns.id()), e))
+            connect(netns_id)
+        })?;
+        connected.map_err(|error| HostError::io(format!("open netlink in netns {netns_id}"), error))
     }
 
     /// Connects into the namespace of the calling thread. Must be called in a tokio runtime.
@@ -53,9 +52,9 @@ impl Netlink {
     /// # Errors
     /// [`HostError::Io`] if the socket cannot be made.
     pub fn current() -> Result<Netlink, HostError> {
-        Netns::current()
-            .and_then(|netns| connect(netns.id()))
-            .map_err(|e| HostError::io("open netlink in the current netns", e))
+        let netns_id = netns_id_of(&Netns::current()?)?;
+        connect(netns_id)
+            .map_err(|error| HostError::io(format!("open netlink in netns {netns_id}"), error))
     }
 
     /// Inode number of the namespace, as `/proc/PID/ns/net` shows it.
@@ -191,6 +190,14 @@ impl Netlink {
 impl Drop for Netlink {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// Inode number of a namespace, its name in messages and its identity while it exists.
+pub(super) fn netns_id_of(netns: &Netns) -> Result<u64, HostError> {
+    match netns.id() {
+        Ok((_, inode)) => Ok(inode),
+        Err(error) => Err(HostError::io("look at a network namespace", error)),
     }
 }
 

@@ -13,8 +13,9 @@ use ipnetwork::{IpNetwork, Ipv6Network};
 
 use super::link::BridgePortFlags;
 use super::sysctl::{self, Scope};
-use super::undo::{Step, Undo, delete_netns};
+use super::undo::{Step, Undo, blocking, delete_netns};
 use super::{BridgeSpec, GsoSizes, HostError, Link, Mark, Netlink, UplinkKind, VethEnd, faults};
+use crate::sys::SysError;
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vni};
 
@@ -303,20 +304,18 @@ impl SegmentBuilder<'_> {
         let bridge = self.bridge(undo).await?;
         self.addresses(bridge, undo).await?;
         match self.segment.uplink {
-            UplinkKind::Packet => {
-                self.netlink
-                    .delete_link_if(self.found(&self.names.tap))
-                    .await?;
-                self.uplink_pair(bridge, undo).await
-            }
-            UplinkKind::Tap => {
-                let pair = self.found(&self.names.uplink_port);
-                self.netlink.delete_link_if(pair).await?;
-                match self.found(&self.names.tap) {
-                    Some(_) => finish_tap(self.spec, self.segment.index).await.map(drop),
-                    None => Ok(()),
-                }
-            }
+            UplinkKind::Packet => self.uplink_pair(bridge, undo).await?,
+            UplinkKind::Tap => self.uplink_tap().await?,
+        }
+        self.netlink.set_gso(bridge, self.segment.gso()).await
+    }
+
+    /// The TAP of another time, if there is one, is made a port again.
+    async fn uplink_tap(&self) -> Result<(), HostError> {
+        self.delete_found(&self.names.uplink_port).await?;
+        match self.found(&self.names.tap) {
+            Some(_) => finish_tap(self.spec, self.segment.index).await.map(drop),
+            None => Ok(()),
         }
     }
 
@@ -328,7 +327,6 @@ impl SegmentBuilder<'_> {
             name: name.clone(),
             mac: self.segment.bridge_mac(),
             mtu: self.segment.mtu,
-            gso: self.segment.gso(),
         };
         self.netlink.put_bridge(&bridge).await?;
         self.note_link(name, undo);
@@ -365,6 +363,7 @@ impl SegmentBuilder<'_> {
     }
 
     async fn uplink_pair(&self, bridge: u32, undo: &mut Undo) -> Result<(), HostError> {
+        self.delete_found(&self.names.tap).await?;
         let (port, held) = (self.uplink_end(Some(bridge)), self.uplink_end(None));
         self.refuse_other_kind(&port.name, "veth")?;
         self.refuse_other_kind(&held.name, "veth")?;
@@ -382,7 +381,9 @@ impl SegmentBuilder<'_> {
         mark_if_bare(self.netlink, self.links, &held.name, self.spec).await?;
         self.netlink
             .set_port(&port.name, BridgePortFlags::UPLINK)
-            .await
+            .await?;
+        self.netlink.set_up(&held.name).await?;
+        self.netlink.settle_port(&port.name).await
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {
@@ -406,6 +407,14 @@ impl SegmentBuilder<'_> {
         find(self.links, name)
     }
 
+    /// Removes the uplink of the other kind.
+    async fn delete_found(&self, name: &str) -> Result<(), HostError> {
+        match self.found(name) {
+            Some(link) => self.netlink.delete_link(&link.name).await,
+            None => Ok(()),
+        }
+    }
+
     /// Notes a link as made by this call, unless it was there at the start.
     fn note_link(&self, name: &str, undo: &mut Undo) {
         if self.found(name).is_none() {
@@ -425,57 +434,40 @@ impl SegmentBuilder<'_> {
     }
 }
 
-impl Netlink {
-    async fn delete_link_if(&self, link: Option<&Link>) -> Result<(), HostError> {
-        match link {
-            Some(link) => self.delete_link(&link.name).await,
-            None => Ok(()),
-        }
-    }
-}
-
-/// Opens the namespace file, or makes it. A file that is no namespace is left over from a creation
-/// that was killed between making the file and mounting on it; an empty one is replaced.
+/// Opens the namespace file, or makes it. An empty file without a mount is left over from a creation that
+/// was killed half-way, and is used.
 async fn open_or_create(path: &Path, undo: &mut Undo) -> Result<Netns, HostError> {
     match Netns::open(path) {
         Ok(netns) => return Ok(netns),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) if is_empty_file(path) => delete_netns(path.to_owned()).await?,
-        Err(error) => return Err(HostError::io(open_text(path), error)),
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error.into()),
     }
-    let operation = format!("create netns {}", path.display());
-    faults::check().map_err(|errno| HostError::io(&operation, errno.into()))?;
+    faults::check().map_err(|e| SysError::new("create network namespace", "", e))?;
     let target = path.to_owned();
-    let created = tokio::task::spawn_blocking(move || {
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        Netns::create(&target)
-    });
-    let netns = match created.await {
-        Ok(made) => made.map_err(|error| HostError::io(operation, error))?,
-        Err(stopped) => return Err(HostError::io(operation, io::Error::other(stopped))),
-    };
+    let netns = blocking(move || Netns::create(target)).await?;
     undo.push(Step::Netns(path.to_owned()));
     Ok(netns)
 }
 
-fn is_empty_file(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0)
+/// No file, or one that is no namespace.
+fn is_absent(error: &SysError) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+    )
 }
 
 /// Opens an existing network's namespace.
 pub(super) fn open_network(path: &Path) -> Result<(Netns, Netlink), HostError> {
-    let netns = Netns::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => HostError::NoNetwork(format!("netns {}", path.display())),
-        _ => HostError::io(open_text(path), error),
-    })?;
+    let netns = match Netns::open(path) {
+        Ok(netns) => netns,
+        Err(error) if is_absent(&error) => {
+            return Err(HostError::NoNetwork(format!("netns {}", path.display())));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let netlink = Netlink::open(&netns)?;
     Ok((netns, netlink))
-}
-
-fn open_text(path: &Path) -> String {
-    format!("open netns {}", path.display())
 }
 
 /// Makes the namespace ours by marking `lo`, if it is ours or holds nothing yet.
@@ -487,7 +479,7 @@ async fn claim(netlink: &Netlink, links: &[Link], spec: &NetworkSpec) -> Result<
         _ => return Err(foreign_netns(&spec.netns_path, &spec.id, links)),
     }
     match links.iter().find(|link| link.loopback) {
-        Some(lo) if !lo.up => netlink.set_up(lo.index).await,
+        Some(lo) if !lo.up => netlink.set_up(&lo.name).await,
         _ => Ok(()),
     }
 }

@@ -59,9 +59,13 @@ async fn sweep_netns(
     keep: &HashSet<String>,
     report: &mut SweepReport,
 ) -> Result<(), HostError> {
-    let Ok((netns, netlink)) = open_network(path) else {
-        report.untouched.push(path.to_owned());
-        return Ok(());
+    let (netns, netlink) = match open_network(path) {
+        Ok(opened) => opened,
+        Err(HostError::NoNetwork(_)) => {
+            report.untouched.push(path.to_owned());
+            return Ok(());
+        }
+        Err(error) => return Err(error),
     };
     let links = netlink.links().await?;
     let Some(mark) = network_mark(&links) else {

@@ -73,15 +73,12 @@ const KNOBS: &[Knob] = &[
 
 /// Sets the knobs of these scopes in `netns`; the names go where a knob says `{dev}`.
 pub(super) fn set(netns: &Netns, wanted: &[(Scope, &str)]) -> Result<(), HostError> {
-    let operation = || format!("set sysctls in netns {}", netns.id());
-    faults::check().map_err(|errno| HostError::io(operation(), errno.into()))?;
-    netns
-        .run_in(|| {
-            wanted
-                .iter()
-                .try_for_each(|(scope, device)| set_scope(*scope, device))
-        })
-        .map_err(|error| HostError::io(operation(), error))?
+    faults::check().map_err(|errno| HostError::io("set sysctls", errno.into()))?;
+    netns.run_in(|| {
+        wanted
+            .iter()
+            .try_for_each(|(scope, device)| set_scope(*scope, device))
+    })?
 }
 
 fn set_scope(scope: Scope, device: &str) -> Result<(), HostError> {

@@ -173,6 +173,7 @@ mod tests {
             altnames: Vec::new(),
             gso: GsoSizes::KERNEL_DEFAULT,
             port: None,
+            forwarding: false,
         }
     }
 

@@ -3,12 +3,14 @@
 //! A verb pushes a step right after the kernel accepted the change; if a later change fails the steps
 //! are taken back in reverse order. What was there before the verb has no step and stays.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use super::{HostError, Netlink};
+use crate::sys::SysError;
 use crate::sys::netns::Netns;
 
 /// Changes made so far by one verb.
@@ -64,12 +66,18 @@ impl Step {
 
 /// Unmounts and removes a namespace file; fine if it is gone already.
 pub(super) async fn delete_netns(path: PathBuf) -> Result<(), HostError> {
-    let operation = format!("delete netns {}", path.display());
-    let deleted = tokio::task::spawn_blocking(move || Netns::delete(&path)).await;
-    match deleted {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Ok(Err(error)) => Err(HostError::io(operation, error)),
-        Err(stopped) => Err(HostError::io(operation, std::io::Error::other(stopped))),
+    blocking(move || Netns::delete(path)).await.map(drop)
+}
+
+/// Runs a call that waits for the kernel (mounts, new namespaces) off the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, SysError> + Send + 'static,
+) -> Result<T, HostError> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => Ok(result?),
+        Err(stopped) => Err(HostError::io(
+            "wait for the kernel",
+            io::Error::other(stopped),
+        )),
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::HostError;
+use super::netlink::netns_id_of;
 use crate::sys::netns::Netns;
 
 /// A workload's network namespace: by name, path or process.
@@ -42,10 +43,8 @@ impl WorkloadRef {
                 "{name:?} is not the name of a network namespace"
             )));
         }
-        let path = self.path();
-        Netns::open(&path).map_err(|source| HostError::NoWorkload {
+        Netns::open(self.path()).map_err(|source| HostError::NoWorkload {
             workload: self.to_string(),
-            path,
             source,
         })
     }
@@ -78,7 +77,10 @@ impl fmt::Display for WorkloadRef {
 /// [`AttachedEndpoint::netns_id`](super::AttachedEndpoint::netns_id)); a reused process id or name
 /// has another one.
 pub fn workload_alive(workload: &WorkloadRef, netns_id: u64) -> bool {
-    workload.open().is_ok_and(|netns| netns.id() == netns_id)
+    workload
+        .open()
+        .and_then(|netns| netns_id_of(&netns))
+        .is_ok_and(|id| id == netns_id)
 }
 
 const NAMED_DIR: &str = "/run/netns";
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn a_process_is_alive_while_it_keeps_its_namespace() {
         let own = WorkloadRef::Pid(std::process::id());
-        let id = own.open().unwrap().id();
+        let id = netns_id_of(&own.open().unwrap()).unwrap();
         assert!(workload_alive(&own, id));
         assert!(!workload_alive(&own, id + 1));
     }
