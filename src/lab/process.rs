@@ -142,6 +142,7 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<ProcessId, LabError> {
     let child = spawn
         .netns
         .run_in(|| command.spawn())
+        .map_err(std::io::Error::other)
         .and_then(|child| child)
         .context(what)?;
     ProcessId::of_pid(child.id()).ok_or_else(|| LabError::Ended {

@@ -1,0 +1,114 @@
+//! The two ends of a worker, as traits: the uplink of a segment and the underlay.
+//!
+//! The real ends are in [`super::linux`], the fake ones in [`super::channel`]; both pass the same
+//! tests. Every call is non-blocking. Buffers belong to the caller; nothing is kept after a call.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+
+/// A frame read from an uplink into the caller's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedFrame {
+    /// Bytes in the buffer: the 12-byte virtio header, then the frame.
+    pub len: usize,
+    /// The frame was larger than the buffer.
+    pub truncated: bool,
+    /// An 802.1Q tag the kernel took out of the frame: (TCI, TPID).
+    pub vlan: Option<(u16, u16)>,
+}
+
+/// The uplink of one segment: frames of workloads come from it and go to it, each behind a 12-byte
+/// virtio network header ([`crate::wire::VnetHdr`]). Super-frames are welcome both ways.
+pub trait FramePort {
+    /// Reads one frame, up to `buf.len()` bytes with its header; `None` when there is none.
+    ///
+    /// # Errors
+    /// The kernel's; the frame, if any, is lost.
+    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>>;
+
+    /// Writes one frame given in pieces, the first of which begins with the virtio header.
+    ///
+    /// # Errors
+    /// `WouldBlock` or `ENOBUFS` when full; others when the frame is refused.
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Frames the kernel dropped since the last call because nobody read them in time.
+    fn overflow(&mut self) -> u64;
+}
+
+/// Datagrams received in one call: `len` bytes of equal datagrams of `segment_size` bytes, the last
+/// one possibly shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceivedDatagrams {
+    /// Bytes in the buffer.
+    pub len: usize,
+    /// Bytes of each datagram; `len` for a single one.
+    pub segment_size: usize,
+    /// The kernel joined them and so has verified their checksums (UDP GRO takes no datagram with
+    /// checksum zero, Linux `net/ipv4/udp_offload.c`).
+    pub coalesced: bool,
+    /// Underlay address and port of the sender.
+    pub source: SocketAddr,
+    /// Outer TOS or traffic class, the same for all.
+    pub tos: u8,
+    /// The datagram was larger than the buffer.
+    pub truncated: bool,
+}
+
+/// Where and how to send one batch of datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// VTEP index, a cheap key for prepared addresses.
+    pub vtep: u32,
+    /// Its underlay address and port.
+    pub destination: SocketAddr,
+    /// Which source port of the pool, `0..paths()`.
+    pub path: usize,
+    /// Bytes of each datagram but the last; `None` for a single one.
+    pub segment_size: Option<u16>,
+    /// Outer TOS or traffic class.
+    pub tos: u8,
+}
+
+/// The underlay: one receiving socket and a pool of sending ones per family.
+pub trait Underlay {
+    /// Receives one batch into `buf` (64 KiB hold any); `None` when there is none.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>>;
+
+    /// Sends one batch given in pieces.
+    ///
+    /// # Errors
+    /// `EMSGSIZE` when a datagram exceeds the path MTU (the VTEP never fragments, RFC 7348 §4.3);
+    /// `EIO`, `EINVAL` or `EOPNOTSUPP` when segmentation is refused; `WouldBlock` or `ENOBUFS` when full.
+    fn send(&mut self, transmit: &Transmit, pieces: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Number of source ports in the pool, a power of two.
+    fn paths(&self) -> usize;
+
+    /// Most datagrams and bytes one send can carry; (1, 65507) without segmentation offload.
+    fn send_limits(&self, destination: SocketAddr) -> SendLimits;
+
+    /// Stops using segmentation for this family, after an error that says so.
+    fn disable_segmentation(&mut self, destination: SocketAddr, error: &io::Error);
+
+    /// The kernel's current path MTU to a VTEP, underlay bytes.
+    fn path_mtu(&mut self, destination: SocketAddr) -> Option<u32>;
+
+    /// Waits until `path` can take data again, for at most a millisecond.
+    fn wait_writable(&mut self, path: usize, destination: SocketAddr);
+
+    /// Datagrams the kernel dropped since the last call because nobody read them in time.
+    fn overflow(&mut self) -> u64;
+}
+
+/// What one send can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendLimits {
+    /// Datagrams: 128, or 64 before Linux 6.9, or 1 without segmentation.
+    pub datagrams: usize,
+    /// Bytes of UDP payload in total: 65507 over IPv4, 65527 over IPv6.
+    pub bytes: usize,
+}
