@@ -222,7 +222,7 @@ impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new();
         table
-            .load_preset(presets::NOTHING)
+            .load_style(presets::NOTHING)
             .set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(["LEAK AUDIT", "BEFORE", "AFTER"]);
         for row in self.before.rows(&self.after) {

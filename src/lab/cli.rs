@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, TableStyle, presets};
 use ipnetwork::Ipv4Network;
 use nix::sys::signal::Signal;
 
@@ -457,7 +457,7 @@ pub(super) fn lab_table(lab: &Lab) -> String {
     let plan = lab.plan();
     let mut table = Table::new();
     table
-        .load_preset(box_style())
+        .load_style(box_style())
         .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["NODE", "KIND", "VTEP", "STATE", "WORKLOADS"]);
     for node in &plan.nodes {
@@ -536,7 +536,7 @@ pub(super) fn hints(lab: &Lab) -> String {
 }
 
 /// Box characters where they can be shown.
-fn box_style() -> &'static str {
+fn box_style() -> TableStyle {
     let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
         .iter()
         .find_map(|name| std::env::var(name).ok());
@@ -606,7 +606,7 @@ fn applied(
 fn report_text(lab: &str, node: &str, report: &Report) -> String {
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header([
         "WAY",

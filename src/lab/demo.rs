@@ -4,7 +4,6 @@
 //! stream through weft beside one through the kernel's VXLAN between the same two nodes, in turns. Everything is
 //! removed at the end, and an audit says so.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -165,20 +164,13 @@ fn weft(lab: &Lab, words: &[&str]) -> Result<String, LabError> {
 }
 
 fn short_inspect(network: &NetworkView) -> Result<String, LabError> {
-    const KEYS: [&str; 7] = [
-        "Name",
-        "Id",
-        "Scope",
-        "Driver",
-        "IPAM",
-        "Containers",
-        "Options",
-    ];
+    const KEYS: [&str; 6] = ["Name", "Id", "Scope", "Driver", "IPAM", "Options"];
     let whole = serde_json::to_value(network).context(|| "write JSON".into())?;
-    let lines = KEYS
+    let kept = KEYS
         .iter()
-        .filter_map(|key| Some(format!("    \"{key}\": {}", whole.get(key)?)));
-    Ok(format!("{{\n{}\n}}", lines.collect::<Vec<_>>().join(",\n")))
+        .filter_map(|key| Some(((*key).to_owned(), whole.get(key)?.clone())));
+    let kept: serde_json::Map<String, serde_json::Value> = kept.collect();
+    serde_json::to_string_pretty(&kept).context(|| "write JSON".into())
 }
 
 fn ping_everyone(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
@@ -187,7 +179,7 @@ fn ping_everyone(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
     let workloads = &lab.plan().workloads;
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
     let header = workloads.iter().map(|workload| workload.name.clone());
     table.set_header(["FROM \\ TO".to_owned()].into_iter().chain(header));
@@ -307,7 +299,7 @@ fn throughput_table(results: &[Vec<Transfer>; 2]) -> Table {
     let kernel = median(&results[1]);
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["PATH", "MEDIAN GBIT/S", "TURNS", "RATIO"]);
     for (name, list) in PATHS.iter().zip(results) {
@@ -329,12 +321,6 @@ fn throughput_table(results: &[Vec<Transfer>; 2]) -> Table {
 fn congestion_control() -> String {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     text.map_or("default".into(), |text| text.trim().to_owned())
-}
-
-/// Flushes what was printed, so that it stands before what other processes print.
-pub(super) fn flush() {
-    // Nobody may be reading any more; the work goes on.
-    let _ = std::io::stdout().flush();
 }
 
 const BANNER: &str = "\

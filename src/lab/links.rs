@@ -57,7 +57,6 @@ pub async fn build(plan: &Plan) -> Result<(), LabError> {
             name: BRIDGE.into(),
             mac: BRIDGE_MAC,
             mtu,
-            gso: GsoSizes::KERNEL_DEFAULT,
         })
         .await?;
     let bridge = link(&netlink, BRIDGE).await?.index;
@@ -85,7 +84,7 @@ pub async fn add_pair(switch: &Netns, one: &str, other: &str, mtu: u32) -> Resul
         .add_veth(&end(one, mtu, None, None), &end(other, mtu, None, None))
         .await?;
     for name in [one, other] {
-        netlink.set_up(link(&netlink, name).await?.index).await?;
+        netlink.set_up(name).await?;
     }
     Ok(())
 }
@@ -105,7 +104,7 @@ pub async fn set_port(switch: &Netns, name: &str, mtu: u32, joined: bool) -> Res
     netlink
         .set_veth(index, &end(name, mtu, Some(bridge), None))
         .await?;
-    Ok(netlink.set_up(index).await?)
+    Ok(netlink.set_up(name).await?)
 }
 
 /// Removes a link and the other end of its pair; fine if it is gone.
@@ -144,13 +143,11 @@ async fn join(switch: &Netlink, bridge: u32, node: &NodePlan, mtu: u32) -> Resul
     switch
         .add_veth(&end(&nic, mtu, Some(bridge), None), &inner)
         .await?;
-    switch.set_up(link(switch, &nic).await?.index).await?;
+    switch.set_up(&nic).await?;
     let netlink = Netlink::open(&netns)?;
-    netlink
-        .set_up(link(&netlink, LOOPBACK).await?.index)
-        .await?;
+    netlink.set_up(LOOPBACK).await?;
     let index = link(&netlink, NODE_LINK).await?.index;
-    netlink.set_up(index).await?;
+    netlink.set_up(NODE_LINK).await?;
     put_address(&netlink, index, node.underlay).await
 }
 
@@ -160,9 +157,7 @@ async fn put_address(netlink: &Netlink, index: u32, address: IpNetwork) -> Resul
 
 async fn loopback_up(netns: &str) -> Result<(), LabError> {
     let netlink = Netlink::open(&space::open(netns)?)?;
-    Ok(netlink
-        .set_up(link(&netlink, LOOPBACK).await?.index)
-        .await?)
+    Ok(netlink.set_up(LOOPBACK).await?)
 }
 
 async fn link(netlink: &Netlink, name: &str) -> Result<Link, LabError> {

@@ -54,11 +54,12 @@ pub type Switch<'a> = (&'a str, bool);
 
 /// What makes a link carry frames as a wire does: one at a time, none larger than the MTU. Checksums may
 /// still be left open.
-pub const WIRE_SIZE: [Switch<'static>; 8] = [
+pub const WIRE_SIZE: [Switch<'static>; 9] = [
     ("tx-tcp-segmentation", false),
     ("tx-tcp-ecn-segmentation", false),
     ("tx-tcp-mangleid-segmentation", false),
     ("tx-tcp6-segmentation", false),
+    ("tx-tcp-accecn-segmentation", false),
     ("tx-udp-segmentation", false),
     ("tx-udp_tnl-segmentation", false),
     ("tx-udp_tnl-csum-segmentation", false),
@@ -109,7 +110,7 @@ const NO_SEGMENTATION: [Switch<'static>; 5] = [
 ];
 
 /// `tx off tso off gso off`.
-const NOTHING: [Switch<'static>; 9] = [
+const NOTHING: [Switch<'static>; 10] = [
     ("tx-checksum-ipv4", false),
     ("tx-checksum-ip-generic", false),
     ("tx-checksum-ipv6", false),
@@ -118,5 +119,6 @@ const NOTHING: [Switch<'static>; 9] = [
     ("tx-tcp-ecn-segmentation", false),
     ("tx-tcp-mangleid-segmentation", false),
     ("tx-tcp6-segmentation", false),
+    ("tx-tcp-accecn-segmentation", false),
     ("tx-generic-segmentation", false),
 ];

@@ -1,15 +1,11 @@
 //! ICMP echo between workloads: one request, one answer, one time. No program of the host is needed.
 
-use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvfrom, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::error::{Context, LabError};
 use crate::sys::netns::Netns;
@@ -18,7 +14,8 @@ use crate::wire::checksum;
 /// Sends echo requests from one namespace.
 #[derive(Debug)]
 pub struct Pinger {
-    socket: OwnedFd,
+    /// A raw ICMP socket in truth: `send_to` and `recv_from` are the same calls for both.
+    socket: UdpSocket,
     ident: u16,
     sequence: u16,
 }
@@ -29,11 +26,12 @@ impl Pinger {
     /// # Errors
     /// [`LabError::Io`].
     pub fn open(netns: &Netns) -> Result<Pinger, LabError> {
+        let flags = SockFlag::SOCK_CLOEXEC;
         let open = || {
             socket(
                 AddressFamily::Inet,
                 SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
+                flags,
                 SockProtocol::Icmp,
             )
         };
@@ -41,8 +39,8 @@ impl Pinger {
             .run_in(open)
             .map_err(io::Error::from)
             .and_then(|made| Ok(made?));
-        let socket = socket.context(|| "open an ICMP socket".into())?;
-        let ident = (std::process::id() as u16) ^ (socket.as_raw_fd() as u16) << 10;
+        let socket = UdpSocket::from(socket.context(|| "open an ICMP socket".into())?);
+        let ident = NEXT_IDENT.fetch_add(1, Ordering::Relaxed) ^ std::process::id() as u16;
         Ok(Pinger {
             socket,
             ident,
@@ -61,21 +59,15 @@ impl Pinger {
     fn ask(&mut self, to: Ipv4Addr, limit: Duration) -> io::Result<Option<Duration>> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = echo_request(self.ident, self.sequence);
-        let address = SockaddrIn::from(SocketAddrV4::new(to, 0));
         let start = Instant::now();
-        match sendto(
-            self.socket.as_raw_fd(),
-            &request,
-            &address,
-            MsgFlags::empty(),
-        ) {
+        match self.socket.send_to(&request, SocketAddrV4::new(to, 0)) {
             Ok(_) => {}
-            Err(errno) if is_unreachable(errno) => {
+            Err(error) if is_unreachable(error.kind()) => {
                 // As much time as a lost answer takes, so that a caller who tries again does not spin.
                 std::thread::sleep(limit.min(UNREACHABLE_PAUSE));
                 return Ok(None);
             }
-            Err(errno) => return Err(errno.into()),
+            Err(error) => return Err(error),
         }
         let mut packet = [0; 1024];
         loop {
@@ -83,30 +75,31 @@ impl Pinger {
             if left.is_zero() {
                 return Ok(None);
             }
-            self.wait_at_most(left)?;
-            match recvfrom::<SockaddrIn>(self.socket.as_raw_fd(), &mut packet) {
+            self.socket.set_read_timeout(Some(left))?;
+            match self.socket.recv_from(&mut packet) {
                 Ok((len, _)) if is_reply(&packet[..len], to, self.ident, self.sequence) => {
                     return Ok(Some(start.elapsed()));
                 }
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(nix::errno::Errno::EAGAIN) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
+                Ok(_) => {}
+                Err(error) if is_passing(error.kind()) => {}
+                Err(error) => return Err(error),
             }
         }
     }
-
-    fn wait_at_most(&self, limit: Duration) -> io::Result<()> {
-        // A limit of zero would mean none.
-        let limit = TimeVal::microseconds((limit.as_micros() as i64).max(1));
-        Ok(setsockopt(&self.socket, sockopt::ReceiveTimeout, &limit)?)
-    }
 }
 
-fn is_unreachable(errno: nix::errno::Errno) -> bool {
-    use nix::errno::Errno;
+fn is_passing(kind: ErrorKind) -> bool {
     matches!(
-        errno,
-        Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN | Errno::EPERM
+        kind,
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    ) || is_unreachable(kind)
+}
+
+fn is_unreachable(kind: ErrorKind) -> bool {
+    use ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, PermissionDenied};
+    matches!(
+        kind,
+        HostUnreachable | NetworkUnreachable | NetworkDown | PermissionDenied
     )
 }
 
@@ -139,6 +132,8 @@ fn is_reply(packet: &[u8], from: Ipv4Addr, ident: u16, sequence: u16) -> bool {
         && message[4..] == request[4..]
 }
 
+/// Tells the answers to one pinger from those to another; every raw socket sees them all.
+static NEXT_IDENT: AtomicU16 = AtomicU16::new(1);
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(5);

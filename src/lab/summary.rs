@@ -46,7 +46,7 @@ pub fn summary(frame: &[u8], vxlan_port: u16) -> String {
         }
         Some(TransportSlice::Icmpv4(icmp)) => format!(" icmp {}", icmp_word(icmp.type_u8())),
         Some(TransportSlice::Icmpv6(icmp)) => format!(" icmp6 type {}", icmp.type_u8()),
-        None => String::new(),
+        Some(_) | None => String::new(),
     };
     format!("{}{transport}", outer(&packet))
 }

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::{Context, LabError};
+use super::lane::{SPLITMIX_STEP, splitmix};
 use crate::sys::netns::Netns;
 
 /// Outcome of one transfer.
@@ -103,7 +104,7 @@ impl Digest {
     /// Adds a block: its serial number and the hash of what follows it.
     fn add(&mut self, serial: u64, rest: u64, len: usize) {
         self.bytes += len as u64;
-        self.hash = mix(mix(self.hash ^ serial) ^ rest);
+        self.hash = splitmix(splitmix(self.hash ^ serial) ^ rest);
     }
 }
 
@@ -162,8 +163,8 @@ fn fill(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 fn pattern() -> Vec<u8> {
     let mut state = 1u64;
     let words = (0..(BLOCK_LEN - SERIAL_LEN) / 8).flat_map(|_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(state).to_le_bytes()
+        state = state.wrapping_add(SPLITMIX_STEP);
+        splitmix(state).to_le_bytes()
     });
     words.collect()
 }
@@ -177,25 +178,17 @@ fn hash(bytes: &[u8]) -> u64 {
     for chunk in chunks {
         for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
             let word = u64::from_le_bytes(word.try_into().expect("8 bytes"));
-            *lane = lane.wrapping_mul(FACTOR).wrapping_add(word);
+            *lane = lane.wrapping_mul(SPLITMIX_STEP).wrapping_add(word);
         }
     }
-    let start = mix(bytes.len() as u64);
-    let whole = lanes.iter().fold(start, |sum, lane| mix(sum ^ lane));
+    let start = splitmix(bytes.len() as u64);
+    let whole = lanes.iter().fold(start, |sum, lane| splitmix(sum ^ lane));
     tail.iter()
-        .fold(whole, |sum, byte| mix(sum ^ u64::from(*byte)))
-}
-
-/// SplitMix64's finisher: every bit of the input changes half of the output's.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+        .fold(whole, |sum, byte| splitmix(sum ^ u64::from(*byte)))
 }
 
 const SERIAL_LEN: usize = 8;
 const BLOCK_LEN: usize = 256 << 10;
-const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 
