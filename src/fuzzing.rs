@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::dataplane::{self, merge, split};
 use crate::wire::frame::FrameBuilder;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{Ipv6, multicast_mac, solicited_node};
@@ -56,6 +57,26 @@ pub const TARGETS: &[Target] = &[
         name: "fragment",
         run: fragment,
         seeds: mtu_and_frame_seeds,
+    },
+    Target {
+        name: "split",
+        run: split::fuzzing::run,
+        seeds: split::fuzzing::seeds,
+    },
+    Target {
+        name: "merge",
+        run: merge::fuzzing::run,
+        seeds: merge::fuzzing::seeds,
+    },
+    Target {
+        name: "encap",
+        run: dataplane::fuzzing::encap,
+        seeds: dataplane::fuzzing::encap_seeds,
+    },
+    Target {
+        name: "decap",
+        run: dataplane::fuzzing::decap,
+        seeds: dataplane::fuzzing::decap_seeds,
     },
 ];
 

@@ -217,7 +217,7 @@ fn a_worker_in_the_steady_state_allocates_nothing() {
         echo,
         None,
     );
-    let mut rounds = |worker: &mut Worker<Replay, Echo>, count: usize, port: Option<Replay>| {
+    let rounds = |worker: &mut Worker<Replay, Echo>, count: usize, port: Option<Replay>| {
         if let Some(port) = port {
             worker.add_port(SegmentIndex(0), port);
         }

@@ -4,7 +4,9 @@ mod host_support;
 
 use std::path::Path;
 
-use host_support::{Place, assert_same, link, links, named, ping, ping_full, run_in, snapshot};
+use host_support::{
+    Place, assert_same, link, links, named, ping, ping_full, run_in, silent, snapshot,
+};
 use weft::host::{
     EndpointSpec, GsoSizes, HostError, NetworkSpec, UplinkKind, WorkloadRef, attach, detach,
     ensure_network, faults, host_ifname, list_endpoints, workload_alive,
@@ -431,19 +433,28 @@ async fn two_segments_of_a_network_are_routed_by_their_gateways() {
 }
 
 /// Whether a frame from `mac` reaches `listener` while `from` pings.
-fn heard(listener: &str, from: &str, mac: &str, target: &str) -> bool {
-    let mut tcpdump = std::process::Command::new("ip")
-        .args([
-            "netns", "exec", listener, "timeout", "2", "tcpdump", "-c1", "-Q", "in", "-nni", "eth0",
-        ])
-        .args(["ether", "src", mac])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("start tcpdump");
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    ping(&named(from), target);
-    tcpdump.wait().expect("wait for tcpdump").success()
+fn heard(listener: &str, from: &str, mac: Mac, target: &str) -> bool {
+    use pnet::datalink::{self, Channel, Config};
+    let listen = || {
+        let all = datalink::interfaces();
+        let eth0 = all.iter().find(|interface| interface.name == "eth0");
+        let config = Config {
+            read_timeout: Some(std::time::Duration::from_millis(200)),
+            ..Config::default()
+        };
+        let Ok(Channel::Ethernet(_, mut frames)) = datalink::channel(eth0.unwrap(), config) else {
+            panic!("cannot listen on eth0");
+        };
+        silent(&named(from), target);
+        while let Ok(frame) = frames.next() {
+            if frame[6..12] == mac.0 {
+                return true;
+            }
+        }
+        false
+    };
+    let netns = weft::sys::netns::Netns::open(named(listener)).unwrap();
+    netns.run_in(listen).unwrap()
 }
 
 #[tokio::test]
@@ -456,36 +467,39 @@ async fn a_locked_port_drops_other_source_addresses() {
     attach(&first).await.unwrap();
     attach(&second).await.unwrap();
     assert!(ping(&named(&one), "10.0.1.3"));
-    assert!(heard(&two, &one, "02:42:0a:00:01:02", "10.0.1.3"));
+    assert!(heard(&two, &one, first.mac, "10.0.1.3"));
 
-    // An invented address, and that of a neighbour.
-    for stolen in ["02:42:0a:00:01:99", "02:42:0a:00:01:03"] {
+    let invented = Mac([0x02, 0x42, 0, 0, 0, 0x99]);
+    for stolen in [second.mac, invented] {
+        let address = stolen.to_string();
         run_in(
             &named(&one),
-            &["ip", "link", "set", "eth0", "address", stolen],
+            &["ip", "link", "set", "eth0", "address", &address],
         );
-        assert!(!ping(&named(&one), "10.0.1.254"), "{stolen}");
         run_in(&named(&one), &["ip", "neigh", "flush", "dev", "eth0"]);
-        assert!(!heard(&two, &one, stolen, "10.0.1.9"), "{stolen}");
+        assert!(silent(&named(&one), "10.0.1.254"), "{stolen}");
         assert!(
             ping(&named(&two), "10.0.1.254"),
             "the neighbour is reachable"
         );
     }
+    // A broadcast, which would reach every port.
+    assert!(!heard(&two, &one, invented, "10.0.1.9"));
     let refused = run_in(&network.netns_path, &["bridge", "-d", "link", "show"]);
     assert!(refused.contains("locked on"), "{refused}");
 
     first.isolate_spoofing = false;
     attach(&first).await.unwrap();
-    let invented = "02:42:0a:00:01:99";
+    let address = invented.to_string();
     run_in(
         &named(&one),
-        &["ip", "link", "set", "eth0", "address", invented],
+        &["ip", "link", "set", "eth0", "address", &address],
     );
     assert!(
         ping(&named(&one), "10.0.1.254"),
         "an open port takes any address"
     );
+    assert!(heard(&two, &one, invented, "10.0.1.9"));
 }
 
 #[tokio::test]
@@ -522,7 +536,7 @@ async fn unknown_unicast_leaves_by_the_uplink_only() {
         count(&network.netns_path, "up1"),
         count(&named(&two), "eth0"),
     );
-    assert!(!ping(&named(&one), "10.0.1.99"));
+    assert!(silent(&named(&one), "10.0.1.99"));
     let after = (
         count(&network.netns_path, "up1"),
         count(&named(&two), "eth0"),
@@ -604,4 +618,23 @@ async fn removing_a_network_takes_its_interfaces_from_workloads() {
         .await
         .unwrap();
     assert!(link(&named(&name), "eth0").await.is_none());
+}
+
+#[tokio::test]
+async fn a_changed_mac_and_a_lifted_lock_leave_no_stale_fdb_entry() {
+    let Some(place) = Place::new() else { return };
+    let network = network(&place).await;
+    let name = place.workload();
+    let mut spec = place.endpoint(&network, &name, "10.0.1.2/24");
+    attach(&spec).await.unwrap();
+    spec.mac = Mac([0x02, 0x42, 0, 0, 0, 7]);
+    attach(&spec).await.unwrap();
+    assert!(ping(&named(&name), "10.0.1.254"));
+    let found = list_endpoints(&network.netns_path).await.unwrap();
+    assert_eq!(found[0].macs, [spec.mac]);
+    spec.isolate_spoofing = false;
+    attach(&spec).await.unwrap();
+    let found = list_endpoints(&network.netns_path).await.unwrap();
+    assert_eq!(found[0].macs, [] as [Mac; 0]);
+    assert!(ping(&named(&name), "10.0.1.254"));
 }

@@ -16,6 +16,9 @@
 //!
 //! Owns: which frames merge, and the header of the result. Must not know: VXLAN, VTEPs, sockets, time.
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};
 use crate::wire::{Inner, Kind, VnetHdr, checksum, flow};
 
@@ -448,6 +451,7 @@ impl Chain {
 
     #[inline]
     fn take(&mut self, piece: Piece, step: Step) {
+        debug_assert!(self.pieces.len() < self.pieces.capacity());
         self.pieces.push(piece);
         self.buffers |= 1 << (piece.buffer % 64);
         self.seq_next = self.seq_next.wrapping_add(step.payload as u32);

@@ -20,6 +20,8 @@ pub mod counters;
 pub mod decap;
 pub mod encap;
 pub mod forwarder;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 pub mod linux;
 pub mod merge;

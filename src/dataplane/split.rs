@@ -14,6 +14,9 @@
 //! Owns: segmentation rules (RFC 791, 8200, 9293, 768; Linux `tcp_gso_segment`,
 //! `__udp_gso_segment`) and unfinished checksums. Must not know: VXLAN, VTEPs, sockets.
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 use std::ops::Range;
 
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};

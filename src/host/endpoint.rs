@@ -117,7 +117,8 @@ pub struct FoundEndpoint {
     pub running: bool,
 }
 
-/// Connects a workload to a network, or repairs the connection that is there.
+/// Connects a workload to a network, or repairs the connection that is there. A repair adds addresses
+/// and routes that are missing; others stay, since the workload may have made them.
 ///
 /// # Errors
 /// [`HostError::NoNetwork`], [`HostError::NoWorkload`], [`HostError::NameTaken`] and
@@ -281,7 +282,8 @@ impl EndpointBuilder<'_> {
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
-        self.network.settle_port(&host.name).await?;
+        self.network.settle(&host.name).await?;
+        self.workload.settle(&inner.name).await?;
         Ok(AttachedEndpoint {
             host_ifindex: host.index,
             host_ifname: host.name,
@@ -312,7 +314,19 @@ impl EndpointBuilder<'_> {
         let inner_end = self.inner_end();
         self.workload.set_veth(inner.index, &inner_end).await?;
         let inner = self.reread(&self.workload, inner.index).await?;
+        self.drop_stale_fdb(host.index).await?;
         Ok(Some((host.clone(), inner)))
+    }
+
+    /// Removes pinned addresses the port is not to have any more.
+    async fn drop_stale_fdb(&self, port: u32) -> Result<(), HostError> {
+        let wanted = self.spec.isolate_spoofing.then_some(self.spec.mac);
+        for (of, mac) in self.network.static_fdb().await? {
+            if of == port && Some(mac) != wanted {
+                self.network.delete_static_fdb(port, mac).await?;
+            }
+        }
+        Ok(())
     }
 
     fn is_ours(&self, inner: &Link) -> bool {

@@ -375,15 +375,16 @@ impl Netlink {
         self.new_link(operation, message, 0).await
     }
 
-    /// Waits until a bridge port passes frames, for 0.2 s at most.
+    /// Waits until a link passes frames, for 0.2 s at most.
     ///
-    /// A port that came up before its peer has a carrier only once the kernel's link watch has run; until
-    /// then it drops frames, and a lost ARP request costs a second. Since Linux 6.8 the look itself
-    /// makes the link watch run (`linkwatch_sync_dev`), so the first one usually finds it done.
-    pub(super) async fn settle_port(&self, name: &str) -> Result<(), HostError> {
+    /// A link that came up before its peer has a carrier, and as a bridge port forwards, only once the
+    /// kernel's link watch has run; until then it drops frames, and a lost ARP request costs a second.
+    /// Since Linux 6.8 the look itself makes the link watch run (`linkwatch_sync_dev`), so the first one
+    /// usually finds it done. A bridge follows its ports: settle those first.
+    pub(super) async fn settle(&self, name: &str) -> Result<(), HostError> {
         for _ in 0..SETTLE_TRIES {
             match self.link_by_name(name).await? {
-                Some(link) if link.forwarding && link.running => return Ok(()),
+                Some(link) if link.running && link.forwarding == link.bridge.is_some() => break,
                 _ => tokio::time::sleep(SETTLE_PAUSE).await,
             }
         }

@@ -12,7 +12,7 @@
 //!
 //! - [`ensure_network`], [`finish_tap`], [`remove_network`]: the namespace of one network.
 //! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
-//! - [`sweep`]: what a killed agent left behind.
+//! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
 //!
 //! Every verb is idempotent: a second call with the same arguments repairs. A verb that fails takes

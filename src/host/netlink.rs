@@ -1,12 +1,15 @@
 //! The one place that speaks rtnetlink.
 //!
-//! Owns the connection, the three request shapes (change, look up, list) and the words of their errors.
+//! Owns the connection, the three request shapes (change, look up, list), the words of their errors, and
+//! the announcements of changes.
 //! The crates below break their API every few months; what a request *says* is in `link.rs`, `addr.rs`,
 //! `route.rs` and `neigh.rs`, one short method per kernel operation.
 
 use std::io;
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, Stream, StreamExt};
 use netlink_packet_core::{
     ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload, NlasIterator,
@@ -14,11 +17,14 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::AsyncSocket;
 use nix::errno::Errno;
+use rtnetlink::MulticastGroup;
 use tokio::runtime;
 use tokio::task::JoinHandle;
 
 use super::{HostError, faults};
 use crate::sys::netns::Netns;
+
+type Reply = NetlinkMessage<RouteNetlinkMessage>;
 
 /// An rtnetlink connection into one network namespace.
 ///
@@ -32,7 +38,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Connects into `netns`. Must be called in a tokio runtime; takes about 0.1 ms, on a short-lived
+    /// Connects into `netns`. Must be called in a tokio runtime with timers; takes about 0.1 ms, on a short-lived
     /// thread that enters the namespace.
     ///
     /// # Errors
@@ -47,7 +53,7 @@ impl Netlink {
         connected.map_err(|error| HostError::io(format!("open netlink in netns {netns_id}"), error))
     }
 
-    /// Connects into the namespace of the calling thread. Must be called in a tokio runtime.
+    /// Connects into the namespace of the calling thread. Must be called in a tokio runtime with timers.
     ///
     /// # Errors
     /// [`HostError::Io`] if the socket cannot be made.
@@ -76,7 +82,7 @@ impl Netlink {
             Some(replies) => replies,
             None => return Err(self.closed(operation)),
         };
-        while let Some(reply) = replies.next().await {
+        while let Some(reply) = self.next(&mut replies, &operation).await? {
             match reply.payload {
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(self.kernel(operation, &error)),
@@ -99,7 +105,7 @@ impl Netlink {
             Some(replies) => replies,
             None => return Err(self.closed(operation)),
         };
-        while let Some(reply) = replies.next().await {
+        while let Some(reply) = self.next(&mut replies, &operation).await? {
             match reply.payload {
                 NetlinkPayload::InnerMessage(inner) => return Ok(Some(inner)),
                 NetlinkPayload::Error(error) if errno_of(&error) == Errno::ENODEV => {
@@ -141,7 +147,7 @@ impl Netlink {
         };
         let mut found = Vec::new();
         let mut interrupted = false;
-        while let Some(reply) = replies.next().await {
+        while let Some(reply) = self.next(&mut replies, operation).await? {
             interrupted |= reply.header.flags & NLM_F_DUMP_INTR != 0;
             match reply.payload {
                 NetlinkPayload::InnerMessage(inner) => found.push(inner),
@@ -156,11 +162,23 @@ impl Netlink {
         Err(self.closed(operation.to_owned()))
     }
 
+    /// The next reply. A reply that cannot be parsed is dropped further down, hence the time limit.
+    async fn next(
+        &self,
+        replies: &mut (impl Stream<Item = Reply> + Unpin),
+        operation: &str,
+    ) -> Result<Option<Reply>, HostError> {
+        match tokio::time::timeout(REPLY_TIMEOUT, replies.next()).await {
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(self.refused(operation.to_owned(), Errno::ETIMEDOUT, None)),
+        }
+    }
+
     fn send(
         &self,
         message: RouteNetlinkMessage,
         flags: u16,
-    ) -> Option<impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + use<>> {
+    ) -> Option<impl Stream<Item = Reply> + Unpin + use<>> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
         self.handle.clone().request(request).ok()
@@ -190,6 +208,62 @@ impl Netlink {
 impl Drop for Netlink {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// Announcements of changed links and addresses in one namespace.
+pub(super) struct Changes {
+    messages: BoxStream<'static, Reply>,
+    driver: JoinHandle<()>,
+}
+
+impl Changes {
+    /// Starts listening in `netns`.
+    pub(super) fn listen(netns: &Netns) -> Result<Changes, HostError> {
+        let runtime = runtime::Handle::current();
+        let listening = netns.run_in(|| {
+            let _inside = runtime.enter();
+            rtnetlink::new_multicast_connection(&CHANGE_GROUPS)
+        })?;
+        let (connection, _, messages) =
+            listening.map_err(|error| HostError::io("listen for link changes", error))?;
+        Ok(Changes {
+            messages: messages.map(|(message, _)| message).boxed(),
+            driver: tokio::spawn(connection),
+        })
+    }
+
+    /// Waits for a change, or for the news that some were missed; `false` when the socket is gone.
+    pub(super) async fn next(&mut self) -> bool {
+        while let Some(message) = self.messages.next().await {
+            if concerns_links(&message.payload) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Passes over what has arrived already.
+    pub(super) fn skip_ready(&mut self) {
+        while let Some(Some(_)) = self.messages.next().now_or_never() {}
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+fn concerns_links(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage::{DelAddress, DelLink, NewAddress, NewLink};
+    match payload {
+        NetlinkPayload::Overrun(_) => true,
+        NetlinkPayload::InnerMessage(inner) => matches!(
+            inner,
+            NewLink(_) | DelLink(_) | NewAddress(_) | DelAddress(_)
+        ),
+        _ => false,
     }
 }
 
@@ -232,7 +306,14 @@ fn sentence_of(error: &ErrorMessage) -> Option<String> {
     Some(text.trim_end_matches('\0').to_owned())
 }
 
+const CHANGE_GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+];
 const LIST_TRIES: u32 = 20;
+/// Far above what a kernel busy with tearing down namespaces takes for one request.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const NETLINK_HEADER_LEN: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 

@@ -59,8 +59,8 @@ impl SegmentSpec {
         self.gateways.iter().any(IpNetwork::is_ipv6)
     }
 
-    /// Addresses of the bridge. With IPv6 it needs a link-local one to solicit neighbours when it
-    /// routes; a fixed one, since a generated one would differ from nothing: the MAC is anycast.
+    /// Addresses of the bridge. With IPv6 it needs a link-local one too, the source of its neighbour
+    /// solicitations when it routes (`ndisc_send_ns`). Like the gateway, it is the same on every node.
     fn bridge_addresses(&self) -> Vec<IpNetwork> {
         let mut addresses = self.gateways.clone();
         if self.has_v6() {
@@ -206,6 +206,7 @@ pub async fn finish_tap(spec: &NetworkSpec, segment_index: usize) -> Result<u32,
     netlink
         .set_port(&names.tap, BridgePortFlags::UPLINK)
         .await?;
+    netlink.settle(&names.tap).await?;
     Ok(tap.index)
 }
 
@@ -383,7 +384,10 @@ impl SegmentBuilder<'_> {
             .set_port(&port.name, BridgePortFlags::UPLINK)
             .await?;
         self.netlink.set_up(&held.name).await?;
-        self.netlink.settle_port(&port.name).await
+        for name in [&port.name, &held.name, &self.names.bridge] {
+            self.netlink.settle(name).await?;
+        }
+        Ok(())
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {

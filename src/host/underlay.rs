@@ -1,15 +1,14 @@
 //! The device below the tunnel: which one carries the VTEP's address, and its MTU.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
-use netlink_packet_core::NetlinkMessage;
-use netlink_packet_route::RouteNetlinkMessage;
-use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 
+use super::netlink::Changes;
 use super::{HostError, Link, Netlink};
+use crate::sys::netns::Netns;
 
 /// The device that carries a local VTEP address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,40 +38,42 @@ pub async fn underlay_device(vtep: IpAddr) -> Result<UnderlayDevice, HostError> 
 /// back, and when the device's MTU or carrier changes. Ends when the receiver is dropped.
 ///
 /// # Errors
-/// [`HostError::Io`] if no netlink socket can be made; the first look's error other than
-/// [`HostError::NoUnderlay`].
+/// [`HostError::Io`] or [`HostError::Sys`] if no netlink socket can be made; the first look's error other
+/// than [`HostError::NoUnderlay`].
 pub async fn watch_underlay(
     vtep: IpAddr,
 ) -> Result<watch::Receiver<Option<UnderlayDevice>>, HostError> {
-    let netlink = Netlink::current()?;
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv6Ifaddr,
-    ];
-    let (connection, _handle, mut events) = rtnetlink::new_multicast_connection(&groups)
-        .map_err(|error| HostError::io("listen for link changes", error))?;
-    let listener = tokio::spawn(connection);
-    let (sender, receiver) = watch::channel(look_or_none(&netlink, vtep).await?);
+    let netns = Netns::current()?;
+    let mut changes = Changes::listen(&netns)?;
+    let (sender, receiver) = watch::channel(look_or_none(&netns, vtep).await?);
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = sender.closed() => break,
-                event = events.next() => match event {
-                    Some((message, _)) if !concerns_links(&message) => continue,
-                    Some(_) => refresh(&netlink, vtep, &sender).await,
-                    None => break,
+                open = changes.next() => if !open {
+                    changes = listen_again(&netns).await;
                 },
             }
+            tokio::time::sleep(GATHER_PAUSE).await;
+            changes.skip_ready();
+            refresh(&netns, vtep, &sender).await;
         }
-        listener.abort();
     });
     Ok(receiver)
 }
 
+async fn listen_again(netns: &Netns) -> Changes {
+    loop {
+        tokio::time::sleep(LISTEN_PAUSE).await;
+        if let Ok(changes) = Changes::listen(netns) {
+            return changes;
+        }
+    }
+}
+
 /// A failed look keeps the last value: the next event brings another chance.
-async fn refresh(netlink: &Netlink, vtep: IpAddr, sender: &watch::Sender<Option<UnderlayDevice>>) {
-    if let Ok(now) = look_or_none(netlink, vtep).await {
+async fn refresh(netns: &Netns, vtep: IpAddr, sender: &watch::Sender<Option<UnderlayDevice>>) {
+    if let Ok(now) = look_or_none(netns, vtep).await {
         sender.send_if_modified(|before| {
             let changed = *before != now;
             *before = now;
@@ -81,25 +82,8 @@ async fn refresh(netlink: &Netlink, vtep: IpAddr, sender: &watch::Sender<Option<
     }
 }
 
-fn concerns_links(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    use netlink_packet_core::NetlinkPayload::{InnerMessage, Overrun};
-    matches!(
-        &message.payload,
-        Overrun(_)
-            | InnerMessage(
-                RouteNetlinkMessage::NewLink(_)
-                    | RouteNetlinkMessage::DelLink(_)
-                    | RouteNetlinkMessage::NewAddress(_)
-                    | RouteNetlinkMessage::DelAddress(_)
-            )
-    )
-}
-
-async fn look_or_none(
-    netlink: &Netlink,
-    vtep: IpAddr,
-) -> Result<Option<UnderlayDevice>, HostError> {
-    match look(netlink, vtep).await {
+async fn look_or_none(netns: &Netns, vtep: IpAddr) -> Result<Option<UnderlayDevice>, HostError> {
+    match look(&Netlink::open(netns)?, vtep).await {
         Ok(device) => Ok(Some(device)),
         Err(HostError::NoUnderlay { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -134,6 +118,7 @@ fn choose(vtep: IpAddr, addresses: &[(u32, IpNetwork)], links: &[Link]) -> Optio
     })
 }
 
+/// MTU below a VTEP address on the loopback device.
 fn routed_mtu(vtep: IpAddr, addresses: &[(u32, IpNetwork)], links: &[Link]) -> Option<u32> {
     let same_family = |address: &IpNetwork| address.is_ipv4() == vtep.is_ipv4();
     let has_address = |link: &&Link| {
@@ -148,6 +133,10 @@ fn routed_mtu(vtep: IpAddr, addresses: &[(u32, IpNetwork)], links: &[Link]) -> O
         .map(|link| link.mtu)
         .min()
 }
+
+/// One look for a burst of changes.
+const GATHER_PAUSE: Duration = Duration::from_millis(20);
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

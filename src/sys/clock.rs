@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn work_costs_cpu_time_and_waiting_does_not() {
-        let (cpu, wall) = (thread_cpu_ns(), now_ns());
+        let (wall, cpu) = (now_ns(), thread_cpu_ns());
         while thread_cpu_ns() - cpu < 2_000_000 {}
         assert!(now_ns() - wall >= 2_000_000);
         let cpu = thread_cpu_ns();

@@ -9,8 +9,9 @@
 //! - **hot-path calls** (`recv`, `send`, `wait`) return plain [`std::io::Result`], so that nothing is allocated; a
 //!   receive that would block is `Ok(None)`.
 //!
-//! Every descriptor is non-blocking and close-on-exec. No call allocates after its object was built, except where its
-//! documentation says so.
+//! Every descriptor is non-blocking and close-on-exec. Closing the last one frees its port or device at once, unless
+//! another thread is just starting a child: the child holds a copy of everything until it executes its program.
+//! No call allocates after its object was built, except where its documentation says so.
 
 pub mod affinity;
 pub mod caps;

@@ -35,7 +35,8 @@ pub struct PacketOptions {
     pub rcvbuf: usize,
     /// Send buffer in bytes; 0 keeps the system's default. A super-frame must fit.
     pub sndbuf: usize,
-    /// Sends straight to the driver, around the queueing discipline (PACKET_QDISC_BYPASS).
+    /// Sends straight to the driver, around the queueing discipline (PACKET_QDISC_BYPASS). Such frames are also
+    /// invisible to captures on this interface; its peer's see them.
     pub qdisc_bypass: bool,
     /// Uses the 10-byte header of kernels before 6.4 even where the 12-byte one exists. Callers see 12 bytes anyway.
     pub legacy_header: bool,
@@ -124,8 +125,9 @@ impl PacketSocket {
     /// Opens a socket on interface `ifindex` of the current thread's network namespace.
     ///
     /// The socket starts with protocol 0, which receives nothing, so no frame of another interface can be queued
-    /// before the bind. Joining a fanout group happens after the bind; until then a filter drops everything, as this
-    /// socket would otherwise see frames a second time that the group already received.
+    /// before the bind. A fanout group can only be joined after the bind; until then a filter drops everything, as
+    /// this socket would otherwise see frames a second time that the group already received. The filter is taken
+    /// away after joining: what the group hands to the new member in those microseconds is lost, not counted.
     ///
     /// # Errors
     /// `EPERM` without CAP_NET_RAW, `ENODEV` for an unknown interface, `ENETDOWN` is not one of them: a link that is

@@ -26,7 +26,7 @@ pub const QUEUES_MAX: usize = 256;
 
 /// What the stack may leave undone in frames it hands to the device, and we in frames handed to the stack.
 ///
-/// INVARIANT: a combination the kernel accepts; see [`TapOffload::LADDER`].
+/// INVARIANT: a combination the kernel accepts, one rung of the ladder below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TapOffload(u32);
 
@@ -76,7 +76,7 @@ pub struct Tap {
 
 impl Tap {
     /// Makes (or joins) the device `name` in the current thread's namespace and opens `queues` queues. A `%d` in the
-    /// name is replaced by a free number. The device is down; until it is up, reads and writes fail with `EIO`.
+    /// name is replaced by a free number. A new device is down; until it is up, nothing is received and sends fail.
     ///
     /// Read every queue: the kernel spreads flows over all that are open, and a queue nobody reads swallows its share.
     ///
@@ -128,8 +128,10 @@ impl Tap {
     /// The kernel does not say when it cuts a frame short, so one that fills `buf` counts as truncated: give it one
     /// byte more than the longest frame.
     ///
+    /// A device that is down has nothing to read.
+    ///
     /// # Errors
-    /// `EIO`: the device is down. `EBADFD`: it is gone.
+    /// `EBADFD`: the device is gone.
     pub fn recv(&self, buf: &mut [u8]) -> io::Result<Option<PacketMeta>> {
         match (&self.file).read(buf) {
             Ok(len) => Ok(Some(PacketMeta {

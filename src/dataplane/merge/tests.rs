@@ -349,7 +349,7 @@ fn a_frame_delivered_alone_keeps_its_padding() {
         padding: 12,
         ..Spec::udp4(&[1, 2])
     };
-    assert_eq!(run(&[spec.clone()])[0].frame, spec.build());
+    assert_eq!(run(std::slice::from_ref(&spec))[0].frame, spec.build());
 }
 
 #[test]
@@ -384,6 +384,17 @@ fn syn_fin_rst_urg_and_cwr_pass_alone_and_close_the_flow() {
         let seen: Vec<_> = got.iter().map(|o| o.frames).collect();
         assert_eq!(seen, [2, 1, 1], "flags {flags:#x}");
         assert_eq!(got[1].frame, specs[2].build());
+    }
+}
+
+#[test]
+fn control_frames_do_not_merge_with_each_other() {
+    for flags in [SYN | ACK, FIN | ACK, RST | ACK, URG | ACK, CWR | ACK, PSH] {
+        let mut specs = Spec::tcp4(&bytes(400)).segments(100);
+        for s in &mut specs {
+            s.flags = flags;
+        }
+        assert_eq!(counts(&specs), [1; 4], "flags {flags:#x}");
     }
 }
 

@@ -15,7 +15,8 @@ const EXTENDED_ERROR_LEN: usize = 16;
 pub struct QueuedError {
     /// Error number: `EMSGSIZE`, `ECONNREFUSED`, `EHOSTUNREACH`, …
     pub errno: i32,
-    /// With `EMSGSIZE`: the path MTU towards the destination, in bytes of IP packet.
+    /// With `EMSGSIZE`: the path MTU towards the destination, in bytes of IP packet. 65535 and more: a segmented send
+    /// was longer in all than one send may be; this says nothing of the path.
     pub mtu: Option<u32>,
     /// Receiver of the datagram that failed. The port is 0 where the kernel refused an IPv4 datagram itself: it has
     /// no connected port to report.

@@ -211,7 +211,7 @@ impl UdpSocket {
     /// # Errors
     /// - `WouldBlock`: the send buffer is full.
     /// - `EMSGSIZE`: more than [`PAYLOAD_MAX_V4`]/[`PAYLOAD_MAX_V6`] bytes, a segment above the path MTU, or more than
-    ///   1024 pieces.
+    ///   1024 pieces. **No error is queued** for a segment above the path MTU: ask [`path_mtu`].
     /// - `EINVAL`: more than [`SEGMENTS_MAX`] segments, or segmentation refused. `EIO`: the device cannot checksum.
     ///   Both mean: send without `segment_size`.
     /// - With [`UdpOptions::recv_errors`] also the error of an earlier datagram, perhaps to another destination; this
@@ -234,6 +234,9 @@ impl UdpSocket {
     }
 
     /// Takes the oldest queued error. `Ok(None)` when there is none, or without [`UdpOptions::recv_errors`].
+    ///
+    /// While the queue is not empty a poller reports the socket with [`Ready::error`](crate::sys::poll::Ready::error):
+    /// empty it, or a level-triggered wait returns for ever.
     ///
     /// # Errors
     /// The kernel's error, not expected on an open socket.
