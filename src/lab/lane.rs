@@ -242,17 +242,25 @@ impl Ord for Waiting {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, and the same on every machine and release.
+/// SplitMix64's finisher (Steele, Lea, Flood 2014): every bit of the input changes half of the output's. Small,
+/// and the same on every machine and release.
+pub(super) fn splitmix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What SplitMix64 adds to its state for each number.
+pub(super) const SPLITMIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A row of numbers from a seed.
 #[derive(Debug)]
 struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self) -> Roll {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Roll(z ^ (z >> 31))
+        self.0 = self.0.wrapping_add(SPLITMIX_STEP);
+        Roll(splitmix(self.0))
     }
 }
 

@@ -10,6 +10,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
 
 use super::error::LabError;
+use super::lane::{SPLITMIX_STEP, splitmix};
 use super::offloads::OffloadProfile;
 use crate::wire::{Mac, Vni};
 
@@ -320,23 +321,18 @@ fn tunnel_overhead(ipv6: bool) -> u32 {
     if ipv6 { 70 } else { 50 }
 }
 
-/// 25 characters of base 36, as Docker's ids of swarm networks, one FNV-1a hash of the names per character:
-/// the same lab has the same id each time, two labs have two.
+/// 25 characters of base 36, as Docker's ids of swarm networks, from a hash of the names (FNV-1a, then one
+/// round of SplitMix64 per character): the same lab has the same id each time, two labs have two.
 fn network_id(lab: &str, network: &str) -> String {
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-    let character = |index: u8| {
-        let bytes = lab
-            .bytes()
-            .chain([0])
-            .chain(network.bytes())
-            .chain([0, index]);
-        let hash = bytes.fold(BASIS, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(PRIME)
-        });
-        char::from_digit((hash >> 32) as u32 % 36, 36).expect("a remainder of 36")
+    let bytes = lab.bytes().chain([0]).chain(network.bytes());
+    let seed = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let character = |round: u64| {
+        let roll = splitmix(seed.wrapping_add(round.wrapping_mul(SPLITMIX_STEP)));
+        char::from_digit((roll % 36) as u32, 36).expect("a remainder of 36")
     };
-    (0..25).map(character).collect()
+    (1..=25).map(character).collect()
 }
 
 /// Where labs keep their state.

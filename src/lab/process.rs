@@ -152,13 +152,25 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<ProcessId, LabError> {
 }
 
 /// Every process that carries the lab's mark, except this one and those it runs under.
+///
+/// # Errors
+/// When `/proc` cannot be read.
 pub fn marked(lab: &str) -> io::Result<Vec<ProcessId>> {
+    let mut found = marked_any()?;
+    found.retain(|(_, owner)| owner == lab);
+    Ok(found.into_iter().map(|(process, _)| process).collect())
+}
+
+/// Every process that carries a lab's mark, with the lab's name, except this one and those it runs under.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn marked_any() -> io::Result<Vec<(ProcessId, String)>> {
     let own = ancestry();
-    let mark = format!("{MARK_VAR}={lab}");
-    let mut found: Vec<ProcessId> = pids()?
-        .filter(|pid| !own.contains(pid) && has_mark(*pid, &mark))
-        .filter_map(ProcessId::of_pid)
-        .filter(ProcessId::alive)
+    let mut found: Vec<(ProcessId, String)> = pids()?
+        .filter(|pid| !own.contains(pid))
+        .filter_map(|pid| Some((ProcessId::of_pid(pid)?, mark_of(pid)?)))
+        .filter(|(process, _)| process.alive())
         .collect();
     found.sort_unstable();
     Ok(found)
@@ -192,12 +204,13 @@ fn pids() -> io::Result<impl Iterator<Item = u32>> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }
 
-fn has_mark(pid: u32, mark: &str) -> bool {
+fn mark_of(pid: u32) -> Option<String> {
     // Processes of other users cannot be read, and are not ours.
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment
-        .split(|byte| *byte == 0)
-        .any(|entry| entry == mark.as_bytes())
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut entries = environment.split(|byte| *byte == 0);
+    let value =
+        entries.find_map(|entry| entry.strip_prefix(MARK_VAR.as_bytes())?.strip_prefix(b"="))?;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 fn ancestry() -> Vec<u32> {

@@ -44,6 +44,9 @@ pub struct RelayState {
     pub process: ProcessId,
     /// What it does to frames.
     pub impairment: LinkImpairment,
+    /// Offloads of the node's link that were switched for it, as they were before: end of the link,
+    /// feature, state.
+    pub offloads: Vec<(String, String, bool)>,
 }
 
 impl LabState {
