@@ -18,6 +18,8 @@ pub mod agent;
 pub mod bench;
 pub mod dataplane;
 pub mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod lab;
 #[allow(unsafe_code)]

@@ -1,1 +1,31 @@
-//! TODO
+//! L6: where layers meet. Networks, endpoints, state and reconciliation of one node.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`api`] | request and reply types, the [`Agent`] handle: the front ends' only door |
+//! | [`config`] | settings: keys, layers, checks |
+//! | [`network`], [`endpoint`], [`records`] | the model and its rules, pure |
+//! | [`state`] | what is remembered over a restart |
+//! | [`plumbing`] | the seam to kernel, tables and dataplane, with its fake |
+//! | [`handle`], `verbs` | the live state; what can be asked of it |
+//! | [`reconcile`] | what should be against what is |
+//! | [`events`], [`metrics`], [`task`] | what happened, how much, and what runs |
+
+pub mod api;
+pub mod config;
+pub mod endpoint;
+pub mod error;
+pub mod events;
+pub mod handle;
+pub mod ident;
+pub mod metrics;
+pub mod network;
+pub mod plumbing;
+pub mod reconcile;
+pub mod records;
+pub mod state;
+pub mod suggest;
+pub mod task;
+mod verbs;
+
+pub use handle::Agent;

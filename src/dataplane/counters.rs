@@ -105,7 +105,10 @@ impl Counter {
     /// Adds; only the owning worker may.
     #[inline]
     pub fn add(&self, count: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(count),
+            Ordering::Relaxed,
+        );
     }
 
     /// Reads.
@@ -117,7 +120,7 @@ impl Counter {
 impl Counters {
     /// Counts `frames` dropped for `reason`.
     #[inline]
-    pub fn drop(&self, reason: DropReason, frames: u64) {
+    pub fn count_drop(&self, reason: DropReason, frames: u64) {
         self.drops[reason as usize].add(frames);
     }
 }
@@ -139,7 +142,10 @@ impl CounterSnapshot {
     /// A sentence naming the equation that does not hold.
     pub fn check_conservation(&self) -> Result<(), String> {
         use DropReason::*;
-        let encap = self.forwarded + self.flooded + self.answered + self.dropped_between(FrameTruncated, VtepSuspended);
+        let encap = self.forwarded
+            + self.flooded
+            + self.answered
+            + self.dropped_between(FrameTruncated, VtepSuspended);
         let sent = self.datagrams_sent + self.dropped_between(UnderlayFull, UnderlayRefused);
         let decap = self.delivered + self.dropped_between(DatagramTruncated, UplinkGone);
         let rows = [
@@ -148,7 +154,9 @@ impl CounterSnapshot {
             ("decap", self.decap_datagrams, decap),
         ];
         match rows.iter().find(|(_, came, went)| came != went) {
-            Some((name, came, went)) => Err(format!("{name}: {came} frames came, {went} are accounted for")),
+            Some((name, came, went)) => Err(format!(
+                "{name}: {came} frames came, {went} are accounted for"
+            )),
             None => Ok(()),
         }
     }
@@ -164,8 +172,12 @@ mod tests {
         counters.encap_frames.add(3);
         counters.forwarded.add(2);
         let mut sum = counters.snapshot();
-        assert!(sum.check_conservation().unwrap_err().starts_with("encap: 3"));
-        counters.drop(DropReason::TooBig, 1);
+        assert!(
+            sum.check_conservation()
+                .unwrap_err()
+                .starts_with("encap: 3")
+        );
+        counters.count_drop(DropReason::TooBig, 1);
         sum = counters.snapshot();
         assert_eq!(sum.check_conservation(), Ok(()));
         sum.add(&counters.snapshot());

@@ -16,12 +16,19 @@ use crate::wire::vxlan::{self, VxlanError};
 ///
 /// # Errors
 /// The reason to drop it: bad header, unknown VNI, or a VTEP that is not a member.
-pub fn segment<'a>(view: &'a View, vtep: u32, datagram: &[u8]) -> Result<&'a Arc<Segment>, DropReason> {
+pub fn segment<'a>(
+    view: &'a View,
+    vtep: u32,
+    datagram: &[u8],
+) -> Result<&'a Arc<Segment>, DropReason> {
     let header = vxlan::decode(datagram).map_err(|e| match e {
         VxlanError::TooShort => DropReason::VxlanShort,
         VxlanError::NoVniFlag => DropReason::VxlanNoVni,
     })?;
-    let segment = view.snapshot.segment_by_vni(header.vni).ok_or(DropReason::UnknownVni)?;
+    let segment = view
+        .snapshot
+        .segment_by_vni(header.vni)
+        .ok_or(DropReason::UnknownVni)?;
     if !segment.members.contains(vtep) {
         return Err(DropReason::NotMember);
     }
@@ -33,7 +40,13 @@ pub fn segment<'a>(view: &'a View, vtep: u32, datagram: &[u8]) -> Result<&'a Arc
 
 /// Decides on one tunnelled frame of a member VTEP. HOT PATH.
 #[inline]
-pub fn decide(view: &View, segment: &Segment, vtep: u32, frame: &[u8], inner: &Inner) -> DecapVerdict {
+pub fn decide(
+    view: &View,
+    segment: &Segment,
+    vtep: u32,
+    frame: &[u8],
+    inner: &Inner,
+) -> DecapVerdict {
     match admit(view, segment, vtep, frame, inner) {
         Ok(()) => destination(view, segment, inner),
         Err(reason) => DecapVerdict::Drop(reason),
@@ -47,25 +60,37 @@ fn destination(view: &View, segment: &Segment, inner: &Inner) -> DecapVerdict {
     }
     match view.fdb.find(segment.index, inner.dst) {
         Some(Station::Local | Station::Gateway) => DecapVerdict::Deliver,
-        Some(Station::Remote(_) | Station::Learned { .. }) => DecapVerdict::Drop(DropReason::SplitHorizon),
+        Some(Station::Remote(_) | Station::Learned { .. }) => {
+            DecapVerdict::Drop(DropReason::SplitHorizon)
+        }
         // A foreign VTEP floods what it does not know; so may a stale one. Nobody here has it.
         None => DecapVerdict::Drop(DropReason::NotLocal),
     }
 }
 
 #[inline]
-fn admit(view: &View, segment: &Segment, vtep: u32, frame: &[u8], inner: &Inner) -> Result<(), DropReason> {
+fn admit(
+    view: &View,
+    segment: &Segment,
+    vtep: u32,
+    frame: &[u8],
+    inner: &Inner,
+) -> Result<(), DropReason> {
     if inner.dst.is_link_local_control() {
-        return Err(DropReason::LinkLocalControl);
+        return Err(DropReason::InnerLinkLocalControl);
     }
     if inner.vlan.is_some() && !segment.policy.carry_vlan {
-        return Err(DropReason::TaggedFrame);
+        return Err(DropReason::InnerTaggedFrame);
     }
     let station = view.fdb.find(segment.index, inner.src);
     if !segment.policy.spoof_check {
         // Even a trusting network does not take its own stations' frames back: that is a loop.
         let own = matches!(station, Some(Station::Local | Station::Gateway));
-        return if own { Err(DropReason::InnerSpoofedMac) } else { Ok(()) };
+        return if own {
+            Err(DropReason::InnerSpoofedMac)
+        } else {
+            Ok(())
+        };
     }
     match station {
         Some(Station::Remote(owner)) if owner == vtep => {}
@@ -79,8 +104,15 @@ fn admit(view: &View, segment: &Segment, vtep: u32, frame: &[u8], inner: &Inner)
         bum::Claim::Nothing => Ok(()),
         bum::Claim::Lie => Err(DropReason::InnerSpoofedIp),
         bum::Claim::Address(ip) => {
-            let owned = view.neigh.find(segment.index, ip).is_some_and(|n| n.mac == inner.src);
-            if owned { Ok(()) } else { Err(DropReason::InnerSpoofedIp) }
+            let owned = view
+                .neigh
+                .find(segment.index, ip)
+                .is_some_and(|n| n.mac == inner.src);
+            if owned {
+                Ok(())
+            } else {
+                Err(DropReason::InnerSpoofedIp)
+            }
         }
     }
 }
@@ -95,15 +127,25 @@ fn admit_gateway(
     inner: &Inner,
 ) -> Result<(), DropReason> {
     let Some(ip) = inner::src_ip(frame, inner) else {
-        return if inner.kind == Kind::Arp { Ok(()) } else { Err(DropReason::InnerSpoofedMac) };
+        return if inner.kind == Kind::Arp {
+            Ok(())
+        } else {
+            Err(DropReason::InnerSpoofedMac)
+        };
     };
     let behind_vtep = |index| {
         let mac = view.neigh.find(index, ip).map(|n| n.mac);
-        mac.and_then(|mac| view.fdb.find(index, mac)).and_then(Station::vtep) == Some(vtep)
+        mac.and_then(|mac| view.fdb.find(index, mac))
+            .and_then(Station::vtep)
+            == Some(vtep)
     };
     let known = segment.gateways.contains(&ip)
         || super::encap::is_link_local(ip)
         || behind_vtep(segment.index)
         || segment.siblings.iter().any(|s| behind_vtep(*s));
-    if known { Ok(()) } else { Err(DropReason::InnerSpoofedIp) }
+    if known {
+        Ok(())
+    } else {
+        Err(DropReason::InnerSpoofedIp)
+    }
 }

@@ -55,10 +55,14 @@ fn decide_group(
     match view.neigh.find(segment.index, target) {
         Some(neighbour) if neighbour.local => EncapVerdict::Drop(DropReason::NeighbourLocal),
         // A gratuitous ARP or ND about the sender itself needs no answer.
-        Some(neighbour) if neighbour.mac == inner.src => EncapVerdict::Drop(DropReason::NeighbourLocal),
+        Some(neighbour) if neighbour.mac == inner.src => {
+            EncapVerdict::Drop(DropReason::NeighbourLocal)
+        }
         Some(neighbour) => EncapVerdict::Answer(match question {
             NeighbourQuestion::Arp(_) => Answer::Arp(neighbour.mac),
-            NeighbourQuestion::NeighbourDiscovery(_) => Answer::NeighbourAdvertisement(neighbour.mac),
+            NeighbourQuestion::NeighbourDiscovery(_) => {
+                Answer::NeighbourAdvertisement(neighbour.mac)
+            }
         }),
         None if segment.policy.flood_unknown => flood(segment, bum, now_ns),
         // Link-local addresses are in no record: their owners are asked, within the rate.
@@ -107,20 +111,38 @@ fn admit(view: &View, segment: &Segment, frame: &[u8], inner: &Inner) -> Result<
         bum::Claim::Address(ip) => {
             let owner = view.neigh.find(segment.index, ip);
             let own = owner.is_some_and(|n| n.local && n.mac == inner.src);
-            if own { Ok(()) } else { Err(DropReason::SpoofedSourceIp) }
+            if own {
+                Ok(())
+            } else {
+                Err(DropReason::SpoofedSourceIp)
+            }
         }
     }
 }
 
 /// The gateway forwards for endpoints of sibling segments, and speaks for itself.
-fn admit_gateway(view: &View, segment: &Segment, frame: &[u8], inner: &Inner) -> Result<(), DropReason> {
+fn admit_gateway(
+    view: &View,
+    segment: &Segment,
+    frame: &[u8],
+    inner: &Inner,
+) -> Result<(), DropReason> {
     let Some(ip) = inner::src_ip(frame, inner) else {
         let arp = inner.kind == Kind::Arp;
-        return if arp { Ok(()) } else { Err(DropReason::SpoofedSourceMac) };
+        return if arp {
+            Ok(())
+        } else {
+            Err(DropReason::SpoofedSourceMac)
+        };
     };
     let local = |index| view.neigh.find(index, ip).is_some_and(|n| n.local);
-    let known = is_link_local(ip) || local(segment.index) || segment.siblings.iter().any(|s| local(*s));
-    if known { Ok(()) } else { Err(DropReason::SpoofedSourceIp) }
+    let known =
+        is_link_local(ip) || local(segment.index) || segment.siblings.iter().any(|s| local(*s));
+    if known {
+        Ok(())
+    } else {
+        Err(DropReason::SpoofedSourceIp)
+    }
 }
 
 /// IPv6 link-local: every station has one that no record lists.

@@ -54,6 +54,7 @@ drop_reasons! {
     // Send: datagrams to the underlay.
     UnderlayFull "underlay_full" "The underlay's send queue stayed full.",
     UnderlayUnreachable "underlay_unreachable" "The kernel has no way to the VTEP (no route, refused, firewall).",
+    PathTooSmall "path_too_small" "A datagram exceeded the path MTU, which was just learned; the sender was told by ICMP where that is allowed.",
     UnderlayRefused "underlay_refused" "The kernel refused a datagram for another reason; see the agent's log.",
     // Decap: a datagram from the underlay.
     DatagramTruncated "datagram_truncated" "A datagram larger than the receive buffer.",
@@ -68,6 +69,8 @@ drop_reasons! {
     InnerSpoofedIp "inner_spoofed_ip" "A tunnelled frame's source IP belongs to no endpoint of the VTEP that sent it.",
     SplitHorizon "split_horizon" "A tunnelled frame for an endpoint of another node: never sent on.",
     NotLocal "not_local" "A tunnelled frame for a MAC address that no endpoint here has.",
+    InnerLinkLocalControl "inner_link_local_control" "A tunnelled STP, LLDP or pause frame; these are never forwarded.",
+    InnerTaggedFrame "inner_tagged_frame" "A tunnelled 802.1Q tagged frame on a network that does not carry tags (RFC 7348 section 6.1).",
     EcnCongestion "ecn_congestion" "The underlay marked congestion on a packet whose sender cannot understand the mark (RFC 6040).",
     // Delivery: frames to the bridge.
     UplinkFull "uplink_full" "The bridge's uplink took no more frames.",
@@ -119,7 +122,12 @@ mod tests {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
             assert!(reason.help().ends_with('.'), "{}", reason.name());
-            assert!(reason.name().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert!(
+                reason
+                    .name()
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'_')
+            );
         }
     }
 }

@@ -1,1 +1,57 @@
-//! TODO
+//! L3: kernel plumbing. Network namespaces, bridges, veth pairs, addresses, routes and knobs.
+//!
+//! ```text
+//!   network namespace <run-dir>/netns/<12 of network id>        workload namespace
+//!  ┌──────────────────────────────────────────────────┐        ┌─────────────────┐
+//!  │  up1 (held by the agent) ══ up0 ─┐               │        │                 │
+//!  │                                 br0 ── veth1a2b3c4 ══════════ eth0          │
+//!  │   or  tap0 (opened by the agent) ┘  gateway      │        │                 │
+//!  └──────────────────────────────────────────────────┘        └─────────────────┘
+//!   a second IPv4 subnet of the network: br1, up2 / up3 or tap1
+//! ```
+//!
+//! - [`ensure_network`], [`finish_tap`], [`remove_network`]: the namespace of one network.
+//! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
+//! - [`sweep`]: what a killed agent left behind.
+//! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
+//!
+//! Every verb is idempotent: a second call with the same arguments repairs. A verb that fails takes
+//! back what it did (see `undo.rs`). Dropping the future of a verb half-way does not undo: run verbs
+//! in a spawned task, and repair by calling again.
+//!
+//! Everything made here carries an ownership mark (see [`Mark`]); what carries none is never touched.
+//! Must not know: tables, frames, agents, configuration.
+
+mod addr;
+mod endpoint;
+mod error;
+#[doc(hidden)]
+pub mod faults;
+mod gso;
+mod link;
+mod mark;
+mod neigh;
+mod netlink;
+mod route;
+mod sandbox;
+mod sweep;
+mod sysctl;
+mod underlay;
+mod undo;
+mod workload;
+
+pub use endpoint::{
+    AttachedEndpoint, EndpointSpec, FoundEndpoint, attach, detach, host_ifname, list_endpoints,
+};
+pub use error::HostError;
+pub use gso::{GsoSizes, UplinkKind};
+pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
+pub use mark::Mark;
+pub use netlink::Netlink;
+pub use sandbox::{
+    NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,
+    finish_tap, remove_network,
+};
+pub use sweep::{SweepReport, sweep};
+pub use underlay::{UnderlayDevice, underlay_device, watch_underlay};
+pub use workload::{WorkloadRef, workload_alive};

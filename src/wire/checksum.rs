@@ -85,11 +85,11 @@ pub fn be32(v: u32) -> u64 {
 }
 
 /// The IPv4 pseudo-header as an addend; `len` is the layer-4 length in bytes, header included
-/// (RFC 768, RFC 9293 §3.1).
+/// (RFC 768, RFC 9293 §3.1). Lengths over 65535 are those of super-frames, summed as Linux does.
 #[inline]
-pub fn pseudo_v4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, len: u16) -> u64 {
+pub fn pseudo_v4(src: Ipv4Addr, dst: Ipv4Addr, proto: u8, len: u32) -> u64 {
     let addr = |a: Ipv4Addr| u64::from(u32::from_ne_bytes(a.octets()));
-    addr(src) + addr(dst) + be16(u16::from(proto)) + be16(len)
+    addr(src) + addr(dst) + be16(u16::from(proto)) + be32(len)
 }
 
 /// The IPv6 pseudo-header as an addend; `len` is the upper-layer length in bytes (RFC 8200 §8.1).
@@ -201,7 +201,7 @@ mod tests {
             let mut v4 = [src, dst].concat();
             v4.extend([0, proto]);
             v4.extend((len as u16).to_be_bytes());
-            let made = pseudo_v4(src.into(), dst.into(), proto, len as u16);
+            let made = pseudo_v4(src.into(), dst.into(), proto, len & 0xffff);
             prop_assert_eq!(fold(made), fold(sum(&v4, 0)));
         }
     }

@@ -11,28 +11,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Mac;
-
-/// Bytes of an Ethernet header without tags.
-pub const ETHERNET_LEN: usize = 14;
-/// EtherType of IPv4.
-pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// EtherType of ARP.
-pub const ETHERTYPE_ARP: u16 = 0x0806;
-/// EtherType of an IEEE 802.1Q tag.
-pub const ETHERTYPE_VLAN: u16 = 0x8100;
-/// EtherType of an IEEE 802.1ad service tag.
-pub const ETHERTYPE_QINQ: u16 = 0x88a8;
-/// EtherType of IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
-
-/// IP protocol number of ICMP for IPv4.
-pub const PROTO_ICMP: u8 = 1;
-/// IP protocol number of TCP.
-pub const PROTO_TCP: u8 = 6;
-/// IP protocol number of UDP.
-pub const PROTO_UDP: u8 = 17;
-/// IP protocol number of ICMPv6.
-pub const PROTO_ICMPV6: u8 = 58;
+pub use super::ethernet::{
+    ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
+    LEN as ETHERNET_LEN,
+};
+pub use super::ipv4::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 
 /// What the frame carries at layer 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +84,9 @@ pub enum Malformed {
     /// IPv4 total length or IPv6 payload length says more than the frame holds.
     #[error("IP length is beyond the end of the frame")]
     LengthBeyondFrame,
-    /// An IPv6 extension header is cut short, or there are more than eight.
-    #[error("IPv6 extension header is cut short, or there are too many")]
+    /// An IPv6 extension header is cut short, there are more than eight, or a first fragment ends
+    /// before the upper layer starts (RFC 7112 §5: such packets hide what they carry).
+    #[error("IPv6 extension headers are cut short, too many, or not all in the first fragment")]
     BadExtensionHeader,
     /// More than two VLAN tags.
     #[error("more than two VLAN tags")]
@@ -134,30 +118,67 @@ fn walk<const SUPER: bool>(frame: &[u8]) -> Result<Inner, Malformed> {
     let head = frame
         .first_chunk::<ETHERNET_LEN>()
         .ok_or(Malformed::Short)?;
-    let mut inner = Inner {
-        dst: Mac([head[0], head[1], head[2], head[3], head[4], head[5]]),
-        src: Mac([head[6], head[7], head[8], head[9], head[10], head[11]]),
+    let mut link = Link {
         vlan: None,
         ethertype: u16::from_be_bytes([head[12], head[13]]),
-        kind: Kind::Other,
-        l3: ETHERNET_LEN as u16,
-        l4: 0,
-        proto: 0,
-        fragment: false,
-        has_options: false,
-        tos: 0,
-        end: frame.len(),
+        l3: ETHERNET_LEN,
     };
-    if is_tag(inner.ethertype) {
-        tags(frame, &mut inner)?;
+    if is_tag(link.ethertype) {
+        link = tags(frame)?;
     }
-    match inner.ethertype {
-        ETHERTYPE_IPV4 => ipv4::<SUPER>(frame, &mut inner)?,
-        ETHERTYPE_IPV6 => ipv6::<SUPER>(frame, &mut inner)?,
-        ETHERTYPE_ARP => arp(frame, &mut inner)?,
-        _ => {}
+    let net = match link.ethertype {
+        ETHERTYPE_IPV4 => ipv4::<SUPER>(frame, link.l3)?,
+        ETHERTYPE_IPV6 => ipv6::<SUPER>(frame, link.l3)?,
+        ETHERTYPE_ARP => arp(frame, link.l3)?,
+        _ => Net::unread(Kind::Other, frame.len()),
+    };
+    Ok(Inner {
+        dst: Mac([head[0], head[1], head[2], head[3], head[4], head[5]]),
+        src: Mac([head[6], head[7], head[8], head[9], head[10], head[11]]),
+        vlan: link.vlan,
+        ethertype: link.ethertype,
+        kind: net.kind,
+        l3: link.l3 as u16,
+        l4: net.l4 as u16,
+        proto: net.proto,
+        fragment: net.fragment,
+        has_options: net.has_options,
+        tos: net.tos,
+        end: net.end,
+    })
+}
+
+/// What the tags say.
+struct Link {
+    vlan: Option<u16>,
+    ethertype: u16,
+    l3: usize,
+}
+
+/// What the layer-3 header says; fields as in [`Inner`].
+struct Net {
+    kind: Kind,
+    l4: usize,
+    proto: u8,
+    fragment: bool,
+    has_options: bool,
+    tos: u8,
+    end: usize,
+}
+
+impl Net {
+    #[inline]
+    fn unread(kind: Kind, end: usize) -> Net {
+        Net {
+            kind,
+            l4: 0,
+            proto: 0,
+            fragment: false,
+            has_options: false,
+            tos: 0,
+            end,
+        }
     }
-    Ok(inner)
 }
 
 #[inline]
@@ -166,25 +187,27 @@ fn is_tag(ethertype: u16) -> bool {
 }
 
 #[cold]
-fn tags(frame: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
-    for depth in 0..2 {
-        let at = usize::from(inner.l3);
-        let tag = chunk::<4>(frame, at).ok_or(Malformed::Short)?;
-        if depth == 0 {
-            inner.vlan = Some(u16::from_be_bytes([tag[0], tag[1]]));
-        }
-        inner.ethertype = u16::from_be_bytes([tag[2], tag[3]]);
-        inner.l3 += 4;
-        if !is_tag(inner.ethertype) {
-            return Ok(());
+fn tags(frame: &[u8]) -> Result<Link, Malformed> {
+    let mut l3 = ETHERNET_LEN;
+    let mut vlan = None;
+    for _ in 0..2 {
+        let tag = chunk::<4>(frame, l3).ok_or(Malformed::Short)?;
+        vlan = vlan.or(Some(u16::from_be_bytes([tag[0], tag[1]])));
+        let ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        l3 += 4;
+        if !is_tag(ethertype) {
+            return Ok(Link {
+                vlan,
+                ethertype,
+                l3,
+            });
         }
     }
     Err(Malformed::NestedVlan)
 }
 
-#[inline]
-fn ipv4<const SUPER: bool>(frame: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
-    let l3 = usize::from(inner.l3);
+#[inline(always)]
+fn ipv4<const SUPER: bool>(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
     let head = chunk::<20>(frame, l3).ok_or(Malformed::Short)?;
     if head[0] >> 4 != 4 {
         return Err(Malformed::BadIpVersion);
@@ -202,21 +225,20 @@ fn ipv4<const SUPER: bool>(frame: &[u8], inner: &mut Inner) -> Result<(), Malfor
         return Err(Malformed::LengthBeyondFrame);
     }
     let fragmentation = u16::from_be_bytes([head[6], head[7]]) & 0x3fff;
-    inner.kind = Kind::Ipv4;
-    inner.tos = head[1];
-    inner.proto = head[9];
-    inner.has_options = header_len > 20;
-    inner.fragment = fragmentation != 0;
-    inner.end = l3 + total_len;
-    if fragmentation & 0x1fff == 0 && header_len < total_len {
-        inner.l4 = (l3 + header_len) as u16;
-    }
-    Ok(())
+    let starts_here = fragmentation & 0x1fff == 0 && header_len < total_len;
+    Ok(Net {
+        kind: Kind::Ipv4,
+        l4: if starts_here { l3 + header_len } else { 0 },
+        proto: head[9],
+        fragment: fragmentation != 0,
+        has_options: header_len > 20,
+        tos: head[1],
+        end: l3 + total_len,
+    })
 }
 
-#[inline]
-fn ipv6<const SUPER: bool>(frame: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
-    let l3 = usize::from(inner.l3);
+#[inline(always)]
+fn ipv6<const SUPER: bool>(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
     let head = chunk::<40>(frame, l3).ok_or(Malformed::Short)?;
     if head[0] >> 4 != 6 {
         return Err(Malformed::BadIpVersion);
@@ -229,48 +251,58 @@ fn ipv6<const SUPER: bool>(frame: &[u8], inner: &mut Inner) -> Result<(), Malfor
     if payload_len > room {
         return Err(Malformed::LengthBeyondFrame);
     }
-    inner.kind = Kind::Ipv6;
-    inner.tos = head[0] << 4 | head[1] >> 4;
-    inner.proto = head[6];
-    inner.end = l3 + 40 + payload_len;
-    if matches!(head[6], 0 | 43 | 44 | 60) {
-        return extensions(&frame[..inner.end], inner);
+    let start = l3 + 40;
+    let end = start + payload_len;
+    let (tos, proto) = (head[0] << 4 | head[1] >> 4, head[6]);
+    if matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+        return extensions(&frame[..end], start, proto, tos);
     }
-    if payload_len > 0 && head[6] != NO_NEXT_HEADER {
-        inner.l4 = (l3 + 40) as u16;
-    }
-    Ok(())
+    let has_upper = payload_len > 0 && proto != NO_NEXT_HEADER;
+    Ok(Net {
+        kind: Kind::Ipv6,
+        l4: if has_upper { start } else { 0 },
+        proto,
+        fragment: false,
+        has_options: false,
+        tos,
+        end,
+    })
 }
 
 /// Walks the IPv6 extension headers that may stand before the upper layer (RFC 8200 §4).
 #[cold]
-fn extensions(packet: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
-    let mut at = usize::from(inner.l3) + 40;
-    inner.has_options = true;
+fn extensions(packet: &[u8], start: usize, proto: u8, tos: u8) -> Result<Net, Malformed> {
+    let mut at = start;
+    let mut net = Net {
+        proto,
+        tos,
+        has_options: true,
+        ..Net::unread(Kind::Ipv6, packet.len())
+    };
     for _ in 0..EXTENSION_HEADERS_MAX {
-        let len = match inner.proto {
+        at += match net.proto {
             HOP_BY_HOP | ROUTING | DESTINATION => {
                 let head = chunk::<8>(packet, at).ok_or(Malformed::BadExtensionHeader)?;
-                inner.proto = head[0];
+                net.proto = head[0];
                 usize::from(head[1]) * 8 + 8
             }
             FRAGMENT => {
                 let head = chunk::<8>(packet, at).ok_or(Malformed::BadExtensionHeader)?;
-                inner.proto = head[0];
-                inner.fragment = true;
+                net.proto = head[0];
+                net.fragment = true;
                 if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
-                    return Ok(());
+                    return Ok(net);
                 }
                 8
             }
-            upper => {
-                if at < packet.len() && upper != NO_NEXT_HEADER {
-                    inner.l4 = at as u16;
-                }
-                return Ok(());
+            NO_NEXT_HEADER => return Ok(net),
+            _ if at < packet.len() => {
+                net.l4 = at;
+                return Ok(net);
             }
+            _ if net.fragment => return Err(Malformed::BadExtensionHeader),
+            _ => return Ok(net),
         };
-        at += len;
         if at > packet.len() {
             return Err(Malformed::BadExtensionHeader);
         }
@@ -278,14 +310,12 @@ fn extensions(packet: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
     Err(Malformed::BadExtensionHeader)
 }
 
-fn arp(frame: &[u8], inner: &mut Inner) -> Result<(), Malformed> {
-    let end = usize::from(inner.l3) + ARP_LEN;
+fn arp(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
+    let end = l3 + ARP_LEN;
     if end > frame.len() {
         return Err(Malformed::Short);
     }
-    inner.kind = Kind::Arp;
-    inner.end = end;
-    Ok(())
+    Ok(Net::unread(Kind::Arp, end))
 }
 
 /// The source address of an IP frame.
@@ -498,6 +528,8 @@ mod tests {
         );
         check(&ip6(0, 160, &[0; 160]), Malformed::BadExtensionHeader);
         check(&ip4(5, 20, 0, &[0; 20]), Malformed::BadIpVersion);
+        let hiding = [58, 0, 0, 1, 0, 0, 0, 9];
+        check(&ip6(44, 8, &hiding), Malformed::BadExtensionHeader);
     }
 
     #[test]

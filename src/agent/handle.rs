@@ -1,0 +1,350 @@
+//! The [`Agent`] handle: one node's live state, and how it starts, persists and stops.
+//!
+//! Locks, always taken in this order: a network's own lock (async, held for a whole verb), the file lock
+//! (async, while saving), the state mutex (short, never across an await). Verbs live in [`super::verbs`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedMutexGuard;
+
+use super::api::HealthItem;
+use super::config::Settings;
+use super::error::ApiError;
+use super::events::{Event, EventLog};
+use super::ident;
+use super::network::{Network, Pools};
+use super::plumbing::{NetworkPlan, NetworkUp, Plumbing};
+use super::reconcile;
+use super::records::RemoteTable;
+use super::state::{Loaded, NodeState, StateFile};
+use super::task::Tasks;
+use crate::tables::record::Version;
+
+/// How long a stop waits for running operations and tasks.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One node's agent. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) settings: Settings,
+    pub(super) plumbing: Arc<dyn Plumbing>,
+    pub(super) events: EventLog,
+    pub(super) tasks: Tasks,
+    pub(super) started: Instant,
+    live: Mutex<Live>,
+    file: tokio::sync::Mutex<StateFile>,
+    networks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What changes.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// What is on disk, too.
+    pub(super) node: NodeState,
+    /// Networks that exist in the kernel.
+    pub(super) up: BTreeMap<String, NetworkUp>,
+    /// MTU of local endpoints' interfaces.
+    pub(super) mtus: BTreeMap<String, u32>,
+    /// Trouble by code and object.
+    pub(super) health: BTreeMap<String, HealthItem>,
+    /// MTU of the underlay device in bytes, as last seen.
+    pub(super) underlay_mtu: u32,
+    last_counter: u64,
+}
+
+impl Live {
+    /// The version of the next change of a local record.
+    pub(super) fn next_version(&mut self) -> Version {
+        self.last_counter += 1;
+        Version {
+            epoch: self.node.epoch,
+            counter: self.last_counter,
+        }
+    }
+
+    /// A network by id.
+    pub(super) fn network(&self, id: &str) -> Result<&Network, ApiError> {
+        let found = self.node.catalog.networks.get(id);
+        found.ok_or_else(|| {
+            ApiError::new(
+                super::error::ErrorCode::NetworkNotFound,
+                format!("network {} was removed meanwhile", ident::short(id)),
+                "list the networks: weft network ls",
+            )
+        })
+    }
+
+    /// The local endpoints of a network.
+    pub(super) fn endpoints_of<'a>(
+        &'a self,
+        network: &'a str,
+    ) -> impl Iterator<Item = &'a super::endpoint::Endpoint> {
+        self.node
+            .endpoints
+            .values()
+            .filter(move |endpoint| endpoint.network == network)
+    }
+}
+
+impl Agent {
+    /// Loads the state, makes the kernel agree with it and starts watching.
+    ///
+    /// # Errors
+    /// When the state directory cannot be used. What the kernel refuses is reported in the status and
+    /// tried again, so that one broken network does not take the others down.
+    pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Agent, ApiError> {
+        let file = StateFile::open(&settings.state_dir)?;
+        let events = EventLog::default();
+        let mut health = BTreeMap::new();
+        let mut node = load(&file, &events, &mut health)?;
+        node.epoch += 1;
+        for dropped in node.prune_dangling() {
+            events.emit(Event::StateRecovered { reason: dropped });
+        }
+        file.save(&node)?;
+        let epoch = node.epoch;
+        let mut live = Live {
+            node,
+            up: BTreeMap::new(),
+            mtus: BTreeMap::new(),
+            health,
+            underlay_mtu: 0,
+            last_counter: 0,
+        };
+        for id in live.node.endpoints.keys().cloned().collect::<Vec<_>>() {
+            let version = live.next_version();
+            if let Some(endpoint) = live.node.endpoints.get_mut(&id) {
+                endpoint.version = version;
+            }
+        }
+        events.emit(Event::AgentStarted {
+            node: settings.node.clone(),
+            epoch,
+        });
+        let inner = Inner {
+            settings,
+            plumbing,
+            events,
+            tasks: Tasks::default(),
+            started: Instant::now(),
+            live: Mutex::new(live),
+            file: tokio::sync::Mutex::new(file),
+            networks: Mutex::default(),
+        };
+        let agent = Agent {
+            inner: Arc::new(inner),
+        };
+        reconcile::at_start(&agent).await;
+        reconcile::spawn(&agent);
+        Ok(agent)
+    }
+
+    /// Ends tasks, waits for running operations, stops forwarding. Workloads' interfaces and networks stay
+    /// for the next start unless `cleanup_on_exit` is set.
+    pub async fn stop(&self) {
+        self.inner.events.emit(Event::AgentStopping);
+        let late = self.inner.tasks.stop(STOP_PATIENCE).await;
+        if !late.is_empty() {
+            tracing::warn!(?late, "did not end in time");
+        }
+        if self.inner.settings.cleanup_on_exit {
+            let report = self.take_everything_down().await;
+            tracing::info!(
+                endpoints = report.endpoints,
+                "removed what was in the kernel"
+            );
+        }
+        self.inner.plumbing.shutdown().await;
+    }
+
+    /// The settings it runs with.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// The events.
+    pub fn event_log(&self) -> &EventLog {
+        &self.inner.events
+    }
+
+    pub(super) fn plumbing(&self) -> &dyn Plumbing {
+        &*self.inner.plumbing
+    }
+
+    pub(super) fn emit(&self, event: Event) {
+        self.inner.events.emit(event);
+    }
+
+    pub(super) fn live(&self) -> MutexGuard<'_, Live> {
+        self.inner
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for its turn on one network. Verbs on different networks run side by side.
+    pub(super) async fn lock_network(&self, id: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self
+                .inner
+                .networks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            // Locks nobody holds or waits for are let go, so that the map does not grow for ever.
+            locks.retain(|key, lock| key == id || Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(id.to_owned()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// Writes the state as it is now. Later calls write at least what earlier ones did.
+    pub(super) async fn save(&self) -> Result<(), ApiError> {
+        let file = self.inner.file.lock().await;
+        let node = self.live().node.clone();
+        // A state file is small and local; blocking a little here keeps the order of writes simple.
+        file.save(&node)
+    }
+
+    /// Removes the state file.
+    pub(super) async fn forget_state(&self) -> Result<(), ApiError> {
+        self.inner.file.lock().await.remove()
+    }
+
+    /// Where subnets come from when none is given.
+    pub(super) fn pools(&self) -> Pools {
+        let settings = self.settings();
+        Pools {
+            pool: settings.default_address_pool,
+            prefix_len: settings.default_address_pool_mask_length,
+            avoid: vec![settings.vtep],
+        }
+    }
+
+    /// Makes or repairs a network in kernel and tables, with every record known. The caller holds its lock.
+    pub(super) async fn bring_up(&self, network: &Network) -> Result<NetworkUp, ApiError> {
+        let up = self.plumbing().network_up(NetworkPlan::of(network)).await?;
+        if let Err(error) = self.fill_tables(network) {
+            // Half-filled tables forward some and drop some: better not at all.
+            let _first_error_counts = self.plumbing().network_down(&network.id).await;
+            return Err(error);
+        }
+        let before = self.live().up.insert(network.id.clone(), up.clone());
+        if before.is_none() {
+            self.emit(Event::NetworkUp {
+                network: network.id.clone(),
+                name: network.name.clone(),
+            });
+        }
+        Ok(up)
+    }
+
+    /// Takes a network out of kernel and tables. The caller holds its lock.
+    pub(super) async fn bring_down(&self, network: &Network) -> Result<(), ApiError> {
+        self.plumbing().network_down(&network.id).await?;
+        let before = self.live().up.remove(&network.id);
+        if before.is_some() {
+            self.emit(Event::NetworkDown {
+                network: network.id.clone(),
+                name: network.name.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells the tables everything known of a network.
+    pub(super) fn fill_tables(&self, network: &Network) -> Result<(), ApiError> {
+        let (locals, remote) = {
+            let live = self.live();
+            let locals: Vec<_> = live
+                .endpoints_of(&network.id)
+                .filter_map(|e| e.record(network, self.settings().vtep, &self.settings().node))
+                .collect();
+            (locals, live.node.remote.clone())
+        };
+        locals
+            .iter()
+            .try_for_each(|record| self.plumbing().put_local(record))?;
+        remote
+            .of_network(&network.id)
+            .try_for_each(|record| self.plumbing().put_remote(record))?;
+        self.tell_vteps(network, &remote)
+    }
+
+    /// Tells the tables which VTEPs a network has.
+    pub(super) fn tell_vteps(
+        &self,
+        network: &Network,
+        remote: &RemoteTable,
+    ) -> Result<(), ApiError> {
+        let vteps: Vec<_> = remote
+            .vteps(&network.id)
+            .into_iter()
+            .map(|entry| entry.vtep)
+            .collect();
+        network
+            .segments
+            .iter()
+            .try_for_each(|s| self.plumbing().set_vteps(s.vni, &vteps))
+    }
+
+    /// Records trouble until [`Agent::well_again`] with the same key.
+    pub(super) fn trouble(&self, key: &str, code: &str, error: &ApiError) {
+        let item = HealthItem {
+            code: code.into(),
+            message: error.message.clone(),
+            next: error.next.clone(),
+        };
+        let before = self.live().health.insert(key.into(), item.clone());
+        if before.as_ref() != Some(&item) {
+            self.emit(Event::RepairFailed {
+                what: key.into(),
+                reason: item.message,
+            });
+        }
+    }
+
+    /// Takes trouble off the list.
+    pub(super) fn well_again(&self, key: &str) {
+        self.live().health.remove(key);
+    }
+}
+
+fn load(
+    file: &StateFile,
+    events: &EventLog,
+    health: &mut BTreeMap<String, HealthItem>,
+) -> Result<NodeState, ApiError> {
+    match file.load()? {
+        Loaded::Fresh => Ok(NodeState::new(ident::unix_nanos())),
+        Loaded::State(state) => Ok(*state),
+        Loaded::Corrupt { reason, moved_to } => {
+            let message = format!(
+                "the state file was damaged ({reason}); the agent began with an empty one and the damaged \
+                 one is now {}",
+                moved_to.display()
+            );
+            events.emit(Event::StateRecovered {
+                reason: message.clone(),
+            });
+            let next = "create the networks and attach the workloads again, then delete the damaged file and \
+                        restart the agent"
+                .to_owned();
+            health.insert(
+                "state".into(),
+                HealthItem {
+                    code: "state_recovered".into(),
+                    message,
+                    next,
+                },
+            );
+            Ok(NodeState::new(ident::unix_nanos()))
+        }
+    }
+}

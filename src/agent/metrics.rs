@@ -1,0 +1,160 @@
+//! Numbers for Prometheus, made anew from the agent's state at each scrape.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::api::{Status, Verdict};
+
+type Label = Vec<(&'static str, String)>;
+
+/// The text for `GET /metrics` (OpenMetrics).
+pub fn text(status: &Status) -> String {
+    let mut registry = Registry::with_prefix("weft");
+    node(&mut registry, status);
+    traffic(&mut registry, status);
+    drops(&mut registry, status);
+    networks(&mut registry, status);
+    let mut text = String::new();
+    // Writing to a String cannot fail; a half text would be worse than none.
+    if encode(&mut text, &registry).is_err() {
+        text.clear();
+    }
+    text
+}
+
+fn node(registry: &mut Registry, status: &Status) {
+    let info = vec![
+        ("version", status.version.clone()),
+        ("node", status.node.clone()),
+    ];
+    registry.register(
+        "build",
+        "Version of the agent and name of its node",
+        Info::new(info),
+    );
+    let degraded = status.verdict == Verdict::Degraded;
+    gauge(
+        registry,
+        "degraded",
+        "1 while something is listed under health",
+        u64::from(degraded),
+    );
+    gauge(
+        registry,
+        "health_items",
+        "Things that are not as they should be",
+        status.health.len() as u64,
+    );
+    gauge(
+        registry,
+        "workers",
+        "Dataplane threads",
+        status.dataplane.workers as u64,
+    );
+    gauge(
+        registry,
+        "state_epoch",
+        "Starts of an agent with this state directory",
+        status.epoch,
+    );
+    let uptime: Gauge = Gauge::default();
+    uptime.set(to_i64(status.uptime_seconds));
+    registry.register_with_unit(
+        "uptime",
+        "Time since the agent started",
+        Unit::Seconds,
+        uptime,
+    );
+    let mtu: Gauge = Gauge::default();
+    mtu.set(i64::from(status.underlay_mtu));
+    registry.register_with_unit(
+        "underlay_mtu",
+        "MTU of the device that carries the VTEP",
+        Unit::Bytes,
+        mtu,
+    );
+}
+
+fn traffic(registry: &mut Registry, status: &Status) {
+    let counters = &status.dataplane.counters;
+    let by_direction = |encap, decap| {
+        let family = Family::<Label, Counter>::default();
+        for (direction, value) in [("encap", encap), ("decap", decap)] {
+            family
+                .get_or_create(&vec![("direction", direction.to_owned())])
+                .inc_by(value);
+        }
+        family
+    };
+    let frames = by_direction(counters.encap_frames, counters.decap_frames);
+    registry.register(
+        "frames",
+        "Inner frames into (encap) and out of (decap) the tunnel",
+        frames,
+    );
+    let bytes = by_direction(counters.encap_bytes, counters.decap_bytes);
+    registry.register("bytes", "Bytes of those frames", bytes);
+    let other = Family::<Label, Counter>::default();
+    for (name, value) in &counters.other {
+        other
+            .get_or_create(&vec![("counter", name.clone())])
+            .inc_by(*value);
+    }
+    registry.register(
+        "dataplane",
+        "Every counter of the dataplane by its name",
+        other,
+    );
+}
+
+fn drops(registry: &mut Registry, status: &Status) {
+    let family = Family::<Label, Counter>::default();
+    for (reason, value) in &status.dataplane.counters.drops {
+        family
+            .get_or_create(&vec![("reason", reason.clone())])
+            .inc_by(*value);
+    }
+    registry.register("drops", "Dropped frames by reason", family);
+}
+
+fn networks(registry: &mut Registry, status: &Status) {
+    let sum = |pick: fn(&super::api::NetworkStatus) -> usize| {
+        status.networks.iter().map(pick).sum::<usize>() as u64
+    };
+    gauge(
+        registry,
+        "networks",
+        "Overlay networks known",
+        status.networks.len() as u64,
+    );
+    gauge(
+        registry,
+        "networks_up",
+        "Overlay networks that exist in the kernel",
+        sum(|n| usize::from(n.up)),
+    );
+    let endpoints = Family::<Label, Gauge>::default();
+    for (place, count) in [
+        ("local", sum(|n| n.local_endpoints)),
+        ("remote", sum(|n| n.remote_endpoints)),
+    ] {
+        endpoints
+            .get_or_create(&vec![("place", place.to_owned())])
+            .set(to_i64(count));
+    }
+    registry.register("endpoints", "Endpoints here and on other nodes", endpoints);
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(to_i64(value));
+    registry.register(name, help, gauge);
+}
+
+fn to_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

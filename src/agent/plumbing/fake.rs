@@ -1,0 +1,287 @@
+//! Plumbing in memory: remembers what exists, can be told to fail, and checks that verbs come in an order
+//! the kernel would accept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+
+use super::{
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Underlay, Workload,
+};
+use crate::agent::api::{DataplaneStatus, HealthItem};
+use crate::agent::error::{ApiError, ErrorCode};
+use crate::agent::network::overhead;
+use crate::tables::record::EndpointRecord;
+use crate::wire::{Mac, Vni};
+
+/// What exists in the pretended kernel and tables.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Networks that are up.
+    pub networks: BTreeMap<String, NetworkPlan>,
+    /// Endpoints that are up, by id.
+    pub endpoints: BTreeMap<String, EndpointPlan>,
+    /// Table rows: local ones, then remote ones.
+    pub local: BTreeMap<(Vni, Mac), EndpointRecord>,
+    /// Remote table rows.
+    pub remote: BTreeMap<(Vni, Mac), EndpointRecord>,
+    /// VTEPs by segment.
+    pub vteps: BTreeMap<Vni, Vec<IpAddr>>,
+    /// Workload namespaces that have gone away.
+    pub gone: BTreeSet<String>,
+    /// The verb that fails from now on.
+    pub failing: Option<&'static str>,
+    /// MTU of the underlay device; `None`: the VTEP is on no device.
+    pub underlay_mtu: Option<u32>,
+    /// What [`Plumbing::dataplane`] answers.
+    pub dataplane: DataplaneStatus,
+    /// What [`Plumbing::trouble`] answers.
+    pub trouble: Vec<HealthItem>,
+    /// Whether forwarding runs.
+    pub running: bool,
+}
+
+/// Plumbing in memory.
+#[derive(Debug)]
+pub struct FakePlumbing {
+    world: Mutex<World>,
+    vtep: IpAddr,
+}
+
+impl FakePlumbing {
+    /// A host with an underlay MTU of 1500 bytes.
+    pub fn new(vtep: IpAddr) -> FakePlumbing {
+        let mut dataplane = DataplaneStatus {
+            workers: 1,
+            uplink: "none".into(),
+            ..Default::default()
+        };
+        dataplane.counters.drops.insert("unknown_vni".into(), 0);
+        let world = World {
+            underlay_mtu: Some(1500),
+            dataplane,
+            running: true,
+            ..World::default()
+        };
+        FakePlumbing {
+            world: Mutex::new(world),
+            vtep,
+        }
+    }
+
+    /// A look at, or a change of, the pretended world.
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left of the world after the agent is gone: kernel objects, but no tables.
+    pub fn survivor(&self) -> FakePlumbing {
+        let mut world = self.world().clone();
+        world.local.clear();
+        world.remote.clear();
+        world.vteps.clear();
+        world.failing = None;
+        world.running = true;
+        FakePlumbing {
+            world: Mutex::new(world),
+            vtep: self.vtep,
+        }
+    }
+
+    fn verb(&self, name: &'static str) -> Outcome<MutexGuard<'_, World>> {
+        let world = self.world();
+        if world.failing == Some(name) {
+            return Err(ApiError::new(
+                ErrorCode::KernelRefused,
+                format!("{name}: told to fail"),
+                "tell it to work again",
+            ));
+        }
+        Ok(world)
+    }
+
+    fn up(&self, plan: NetworkPlan) -> Outcome<NetworkUp> {
+        let mut world = self.verb("network_up")?;
+        let mtu = plan.mtu_underlay.or(world.underlay_mtu).unwrap_or(1500) - overhead(self.vtep);
+        let netns = PathBuf::from("/run/weft/netns").join(crate::agent::ident::short(&plan.id));
+        world.networks.insert(plan.id.clone(), plan);
+        Ok(NetworkUp { netns, mtu })
+    }
+
+    fn down(&self, id: &str) -> Outcome<()> {
+        let mut world = self.verb("network_down")?;
+        let busy = world
+            .endpoints
+            .values()
+            .any(|endpoint| endpoint.network == id);
+        assert!(!busy, "network {id} goes down with endpoints in it");
+        if let Some(plan) = world.networks.remove(id) {
+            for segment in plan.segments {
+                world.local.retain(|(vni, _), _| *vni != segment.vni);
+                world.remote.retain(|(vni, _), _| *vni != segment.vni);
+                world.vteps.remove(&segment.vni);
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&self, plan: EndpointPlan) -> Outcome<EndpointUp> {
+        let mut world = self.verb("endpoint_up")?;
+        assert!(
+            world.networks.contains_key(&plan.network),
+            "endpoint on a network that is down"
+        );
+        let on_target = world
+            .endpoints
+            .values()
+            .filter(|e| e.target == plan.target && e.id != plan.id)
+            .count();
+        let ifname = plan
+            .ifname
+            .clone()
+            .unwrap_or_else(|| format!("eth{on_target}"));
+        let plan = EndpointPlan {
+            ifname: Some(ifname.clone()),
+            ..plan
+        };
+        world.endpoints.insert(plan.id.clone(), plan);
+        Ok(EndpointUp {
+            ifname,
+            mtu: world.underlay_mtu.unwrap_or(1500) - overhead(self.vtep),
+        })
+    }
+}
+
+fn inode(target: &str) -> u64 {
+    target.bytes().fold(4_026_531_840, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(byte.into())
+    })
+}
+
+impl Plumbing for FakePlumbing {
+    fn workload(&self, target: &str) -> Outcome<Workload> {
+        if self.world().gone.contains(target) || target.starts_with("missing") {
+            return Err(ApiError::new(
+                ErrorCode::TargetNotFound,
+                format!("there is no network namespace \"{target}\""),
+                "list them with `ip netns`",
+            ));
+        }
+        Ok(Workload {
+            path: PathBuf::from("/run/netns").join(target),
+            netns_inode: inode(target),
+        })
+    }
+
+    fn underlay(&self) -> BoxFuture<'_, Outcome<Underlay>> {
+        let found = self.world().underlay_mtu.map(|mtu| Underlay {
+            ifname: "eth0".into(),
+            mtu,
+        });
+        ready(found.ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::VtepNotLocal,
+                format!("no interface has the address {}", self.vtep),
+                "give the address of an interface: ip -brief address",
+            )
+        }))
+        .boxed()
+    }
+
+    fn network_up(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<NetworkUp>> {
+        ready(self.up(plan)).boxed()
+    }
+
+    fn network_down<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Outcome<()>> {
+        ready(self.down(id)).boxed()
+    }
+
+    fn endpoint_up(&self, plan: EndpointPlan) -> BoxFuture<'_, Outcome<EndpointUp>> {
+        ready(self.attach(plan)).boxed()
+    }
+
+    fn endpoint_down<'a>(&'a self, _: &'a str, endpoint: &'a str) -> BoxFuture<'a, Outcome<()>> {
+        let done = self.verb("endpoint_down").map(|mut world| {
+            world.endpoints.remove(endpoint);
+        });
+        ready(done).boxed()
+    }
+
+    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>> {
+        let found = self.verb("present").map(|world| {
+            world.networks.contains_key(network).then(|| {
+                let here = world.endpoints.values().filter(|e| e.network == network);
+                here.filter(|e| !world.gone.contains(&e.target))
+                    .map(|e| e.id.clone())
+                    .collect()
+            })
+        });
+        ready(found).boxed()
+    }
+
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+        let swept = self.verb("sweep").map(|mut world| {
+            let mut swept = Vec::new();
+            world.endpoints.retain(|id, endpoint| {
+                let kept = keep
+                    .get(&endpoint.network)
+                    .is_some_and(|ids| ids.contains(id));
+                if !kept {
+                    swept.push(format!("endpoint {id}"));
+                }
+                kept
+            });
+            world.networks.retain(|id, _| {
+                if !keep.contains_key(id) {
+                    swept.push(format!("network {id}"));
+                }
+                keep.contains_key(id)
+            });
+            swept
+        });
+        ready(swept).boxed()
+    }
+
+    fn put_local(&self, record: &EndpointRecord) -> Outcome<()> {
+        let mut world = self.verb("put_local")?;
+        world.local.insert((record.vni, record.mac), record.clone());
+        Ok(())
+    }
+
+    fn put_remote(&self, record: &EndpointRecord) -> Outcome<()> {
+        let mut world = self.verb("put_remote")?;
+        world
+            .remote
+            .insert((record.vni, record.mac), record.clone());
+        Ok(())
+    }
+
+    fn remove_record(&self, vni: Vni, endpoint: &str) {
+        let mut world = self.world();
+        let other = |record: &EndpointRecord| record.vni != vni || record.endpoint != endpoint;
+        world.local.retain(|_, record| other(record));
+        world.remote.retain(|_, record| other(record));
+    }
+
+    fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()> {
+        self.verb("set_vteps")?.vteps.insert(vni, vteps.to_vec());
+        Ok(())
+    }
+
+    fn dataplane(&self) -> DataplaneStatus {
+        self.world().dataplane.clone()
+    }
+
+    fn trouble(&self) -> Vec<HealthItem> {
+        self.world().trouble.clone()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        self.world().running = false;
+        ready(()).boxed()
+    }
+}

@@ -1,0 +1,435 @@
+//! What should be against what is: at the start, and again and again while running.
+//!
+//! Level-triggered: nothing here depends on having seen an event. [`diff`] is pure and decides; the rest
+//! looks and applies. One network that cannot be repaired is reported and tried again; the others go on.
+
+use std::collections::BTreeSet;
+
+use super::endpoint::Endpoint;
+use super::error::ApiError;
+use super::events::Event;
+use super::handle::Agent;
+use super::network::Network;
+use super::plumbing::{EndpointPlan, Keep};
+use super::task::pause;
+
+/// One repair.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// The endpoint's workload is gone: forget it.
+    Forget(String),
+    /// Make the network, or take it over as it is.
+    Up,
+    /// Make the endpoint's interface, or take it over as it is.
+    Plug(String),
+    /// Remove an interface that belongs to no endpoint of ours.
+    Stray(String),
+    /// Nobody uses the network here: remove it from the kernel.
+    Down,
+}
+
+/// What was seen of one network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Endpoints with kernel objects; `None`: the network's namespace does not exist.
+    pub present: Option<BTreeSet<String>>,
+    /// Endpoints whose workload is gone.
+    pub gone: BTreeSet<String>,
+    /// Whether this agent already forwards for the network.
+    pub forwarding: bool,
+}
+
+/// The repairs that lead from what was seen to what should be, in the order to apply them.
+pub fn diff(desired: &BTreeSet<String>, observed: &Observed) -> Vec<Step> {
+    let mut steps: Vec<Step> = desired
+        .intersection(&observed.gone)
+        .cloned()
+        .map(Step::Forget)
+        .collect();
+    let staying: BTreeSet<String> = desired.difference(&observed.gone).cloned().collect();
+    let nothing = BTreeSet::new();
+    let present = observed.present.as_ref().unwrap_or(&nothing);
+    let strays = present.difference(desired).cloned().map(Step::Stray);
+    if staying.is_empty() {
+        steps.extend(strays);
+        if observed.forwarding || observed.present.is_some() {
+            steps.push(Step::Down);
+        }
+        return steps;
+    }
+    let whole = observed.forwarding && observed.present.is_some();
+    if !whole {
+        steps.push(Step::Up);
+    }
+    steps.extend(strays);
+    // A network that is taken over may hold half-made interfaces: every one is gone through.
+    let plug = staying
+        .into_iter()
+        .filter(|id| !whole || !present.contains(id));
+    steps.extend(plug.map(Step::Plug));
+    steps
+}
+
+/// Makes the kernel agree with the state that was just loaded, and removes what belongs to neither.
+pub async fn at_start(agent: &Agent) {
+    look_at_underlay(agent).await;
+    for network in networks(agent) {
+        repair(agent, &network).await;
+    }
+    let keep: Keep = {
+        let live = agent.live();
+        let kept = live
+            .node
+            .catalog
+            .networks
+            .keys()
+            .filter(|id| live.endpoints_of(id).next().is_some());
+        kept.map(|id| {
+            (
+                id.clone(),
+                live.endpoints_of(id).map(|e| e.id.clone()).collect(),
+            )
+        })
+        .collect()
+    };
+    match agent.plumbing().sweep(keep).await {
+        Ok(swept) => swept
+            .into_iter()
+            .for_each(|object| agent.emit(Event::Swept { object })),
+        Err(error) => agent.trouble("sweep", "kernel_refused", &error),
+    }
+}
+
+/// Starts the task that compares at every interval.
+pub fn spawn(agent: &Agent) {
+    let watched = agent.clone();
+    agent.inner.tasks.spawn("reconcile", |mut stop| async move {
+        let interval = watched.settings().reconcile_interval;
+        while pause(&mut stop, interval).await {
+            look_at_underlay(&watched).await;
+            for network in networks(&watched) {
+                if watched.inner.tasks.stopping() {
+                    return;
+                }
+                repair(&watched, &network).await;
+            }
+        }
+    });
+}
+
+fn networks(agent: &Agent) -> Vec<Network> {
+    agent
+        .live()
+        .node
+        .catalog
+        .networks
+        .values()
+        .cloned()
+        .collect()
+}
+
+async fn look_at_underlay(agent: &Agent) {
+    match agent.plumbing().underlay().await {
+        Ok(found) => {
+            let before = std::mem::replace(&mut agent.live().underlay_mtu, found.mtu);
+            agent.well_again("underlay");
+            if before != 0 && before != found.mtu {
+                tracing::info!(
+                    device = found.ifname,
+                    before,
+                    now = found.mtu,
+                    "underlay MTU changed"
+                );
+                refresh_all(agent).await;
+            }
+        }
+        Err(error) => agent.trouble("underlay", "vtep_missing", &error),
+    }
+}
+
+/// Applies a new underlay MTU to every network that is up.
+async fn refresh_all(agent: &Agent) {
+    for network in networks(agent) {
+        let _turn = agent.lock_network(&network.id).await;
+        let endpoints: Vec<Endpoint> = agent.live().endpoints_of(&network.id).cloned().collect();
+        if !agent.live().up.contains_key(&network.id) {
+            continue;
+        }
+        let mut result = agent.bring_up(&network).await.map(drop);
+        for endpoint in &endpoints {
+            if result.is_ok() {
+                result = plug(agent, &network, endpoint).await;
+            }
+        }
+        report(agent, &network, result);
+    }
+}
+
+/// Compares one network and repairs it.
+async fn repair(agent: &Agent, network: &Network) {
+    let _turn = agent.lock_network(&network.id).await;
+    // It may have been removed while waiting for the turn.
+    if agent.live().network(&network.id).is_err() {
+        return;
+    }
+    let endpoints: Vec<Endpoint> = agent.live().endpoints_of(&network.id).cloned().collect();
+    let result = match observe(agent, network, &endpoints).await {
+        Ok(observed) => {
+            let desired = endpoints.iter().map(|e| e.id.clone()).collect();
+            let steps = diff(&desired, &observed);
+            apply(agent, network, &endpoints, &observed, steps).await
+        }
+        Err(error) => Err(error),
+    };
+    report(agent, network, result);
+}
+
+fn report(agent: &Agent, network: &Network, result: Result<(), ApiError>) {
+    let key = format!("network {}", network.name);
+    match result {
+        Ok(()) => agent.well_again(&key),
+        Err(error) => agent.trouble(&key, error.code.as_str(), &error),
+    }
+}
+
+async fn observe(
+    agent: &Agent,
+    network: &Network,
+    endpoints: &[Endpoint],
+) -> Result<Observed, ApiError> {
+    let forwarding = agent.live().up.contains_key(&network.id);
+    if endpoints.is_empty() && !forwarding {
+        // What a killed agent left of it is swept at the start.
+        return Ok(Observed::default());
+    }
+    let present = agent.plumbing().present(&network.id).await?;
+    let gone = endpoints
+        .iter()
+        .filter(|e| !agent.plumbing().workload_alive(&e.target, e.netns_inode))
+        .map(|e| e.id.clone())
+        .collect();
+    Ok(Observed {
+        present,
+        gone,
+        forwarding,
+    })
+}
+
+async fn apply(
+    agent: &Agent,
+    network: &Network,
+    endpoints: &[Endpoint],
+    observed: &Observed,
+    steps: Vec<Step>,
+) -> Result<(), ApiError> {
+    let mut first_error = Ok(());
+    for step in steps {
+        let result = apply_one(agent, network, endpoints, observed, &step).await;
+        if let Err(error) = result {
+            tracing::warn!(network = network.name, ?step, %error, "repair failed");
+            let fatal = step == Step::Up;
+            first_error = first_error.and(Err(error));
+            if fatal {
+                break;
+            }
+        }
+    }
+    first_error
+}
+
+async fn apply_one(
+    agent: &Agent,
+    network: &Network,
+    endpoints: &[Endpoint],
+    observed: &Observed,
+    step: &Step,
+) -> Result<(), ApiError> {
+    let find = |id: &String| endpoints.iter().find(|endpoint| endpoint.id == *id);
+    match step {
+        Step::Forget(id) => match find(id) {
+            Some(endpoint) => forget(agent, network, endpoint).await,
+            None => Ok(()),
+        },
+        Step::Up => agent.bring_up(network).await.map(drop),
+        Step::Plug(id) => {
+            let Some(endpoint) = find(id) else {
+                return Ok(());
+            };
+            plug(agent, network, endpoint).await?;
+            let adopted = observed
+                .present
+                .as_ref()
+                .is_some_and(|present| present.contains(id));
+            let (network, endpoint, name) = (network.id.clone(), id.clone(), endpoint.name.clone());
+            agent.emit(if adopted {
+                Event::EndpointAdopted {
+                    network,
+                    endpoint,
+                    name,
+                }
+            } else {
+                Event::EndpointAttached {
+                    network,
+                    endpoint,
+                    name,
+                }
+            });
+            Ok(())
+        }
+        Step::Stray(id) => {
+            agent.plumbing().endpoint_down(&network.id, id).await?;
+            agent.emit(Event::Swept {
+                object: format!("endpoint {id}"),
+            });
+            Ok(())
+        }
+        Step::Down => agent.bring_down(network).await,
+    }
+}
+
+async fn plug(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+    let up = agent
+        .plumbing()
+        .endpoint_up(EndpointPlan::of(network, endpoint))
+        .await?;
+    agent.live().mtus.insert(endpoint.id.clone(), up.mtu);
+    Ok(())
+}
+
+async fn forget(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+    agent.live().node.endpoints.remove(&endpoint.id);
+    if let Err(error) = agent.save().await {
+        agent
+            .live()
+            .node
+            .endpoints
+            .insert(endpoint.id.clone(), endpoint.clone());
+        return Err(error);
+    }
+    agent.emit(Event::EndpointLost {
+        network: network.id.clone(),
+        endpoint: endpoint.id.clone(),
+        name: endpoint.name.clone(),
+        reason: format!("the namespace of workload \"{}\" is gone", endpoint.target),
+    });
+    agent.unplug(network, endpoint).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(ids: &[&str]) -> BTreeSet<String> {
+        ids.iter().map(|id| (*id).to_owned()).collect()
+    }
+
+    fn seen(present: Option<&[&str]>, gone: &[&str], forwarding: bool) -> Observed {
+        Observed {
+            present: present.map(set),
+            gone: set(gone),
+            forwarding,
+        }
+    }
+
+    fn steps(desired: &[&str], observed: &Observed) -> Vec<Step> {
+        diff(&set(desired), observed)
+    }
+
+    #[test]
+    fn agreement_needs_nothing() {
+        assert_eq!(steps(&[], &seen(None, &[], false)), []);
+        assert_eq!(steps(&["a"], &seen(Some(&["a"]), &[], true)), []);
+    }
+
+    #[test]
+    fn a_restarted_agent_takes_over_what_is_there() {
+        let expect = [Step::Up, Step::Plug("a".into()), Step::Plug("b".into())];
+        assert_eq!(
+            steps(&["a", "b"], &seen(Some(&["a", "b"]), &[], false)),
+            expect
+        );
+        assert_eq!(
+            steps(&["a", "b"], &seen(None, &[], false)),
+            expect,
+            "and makes what is not"
+        );
+    }
+
+    #[test]
+    fn endpoints_of_dead_workloads_are_forgotten_and_the_last_takes_the_network_along() {
+        assert_eq!(
+            steps(&["a", "b"], &seen(Some(&["b"]), &["a"], true)),
+            [Step::Forget("a".into())]
+        );
+        let last = seen(Some(&[]), &["a"], true);
+        assert_eq!(steps(&["a"], &last), [Step::Forget("a".into()), Step::Down]);
+    }
+
+    #[test]
+    fn lost_interfaces_and_namespaces_come_back() {
+        assert_eq!(
+            steps(&["a", "b"], &seen(Some(&["a"]), &[], true)),
+            [Step::Plug("b".into())]
+        );
+        assert_eq!(
+            steps(&["a"], &seen(None, &[], true)),
+            [Step::Up, Step::Plug("a".into())]
+        );
+    }
+
+    #[test]
+    fn strays_go() {
+        assert_eq!(
+            steps(&["a"], &seen(Some(&["a", "x"]), &[], true)),
+            [Step::Stray("x".into())]
+        );
+        assert_eq!(
+            steps(&[], &seen(Some(&["x"]), &[], false)),
+            [Step::Stray("x".into()), Step::Down]
+        );
+    }
+
+    #[test]
+    fn applying_the_steps_leads_to_agreement() {
+        // Every combination of two endpoints wanted, present, gone, and of the network's own state.
+        for bits in 0u32..256 {
+            let pick = |shift: u32| {
+                let mut ids = Vec::new();
+                if bits >> shift & 1 == 1 {
+                    ids.push("a")
+                }
+                if bits >> (shift + 1) & 1 == 1 {
+                    ids.push("b")
+                }
+                ids
+            };
+            let mut desired = set(&pick(0));
+            let there = bits >> 6 & 1 == 1;
+            let mut observed = seen(there.then_some(&pick(2)[..]), &pick(4), bits >> 7 & 1 == 1);
+            for step in diff(&desired, &observed) {
+                match step {
+                    Step::Forget(id) => {
+                        desired.remove(&id);
+                        observed
+                            .present
+                            .iter_mut()
+                            .for_each(|p| drop(p.remove(&id)));
+                    }
+                    Step::Up => {
+                        observed.forwarding = true;
+                        observed.present.get_or_insert_default();
+                    }
+                    Step::Plug(id) => drop(observed.present.as_mut().unwrap().insert(id)),
+                    Step::Stray(id) => assert!(observed.present.as_mut().unwrap().remove(&id)),
+                    Step::Down => {
+                        observed = Observed {
+                            gone: observed.gone,
+                            ..Observed::default()
+                        }
+                    }
+                }
+            }
+            assert_eq!(diff(&desired, &observed), [], "{bits:08b}");
+        }
+    }
+}

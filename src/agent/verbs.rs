@@ -1,0 +1,9 @@
+//! What an agent can be asked to do. Each verb: check everything, apply, undo on failure.
+//!
+//! Verbs that change something run to their end even when the caller goes away.
+
+mod endpoint;
+mod network;
+mod records;
+mod reset;
+mod view;

@@ -1,0 +1,330 @@
+//! Attach and detach workloads.
+
+use crate::agent::api::{AttachRequest, EndpointView};
+use crate::agent::endpoint::{Endpoint, Taken, check_ifname, choose};
+use crate::agent::error::{ApiError, ErrorCode};
+use crate::agent::events::Event;
+use crate::agent::handle::{Agent, Live};
+use crate::agent::network::{Network, check_name};
+use crate::agent::plumbing::{EndpointPlan, Workload};
+use crate::agent::{ident, suggest};
+
+impl Agent {
+    /// Gives a workload an interface on a network. A repeated request is answered with what exists.
+    ///
+    /// # Errors
+    /// The codes of names, addresses and targets; `kernel_refused`, `dataplane_failed`,
+    /// `state_not_saved`. Nothing half-made is left.
+    pub async fn attach(
+        &self,
+        network: String,
+        wish: AttachRequest,
+    ) -> Result<EndpointView, ApiError> {
+        let agent = self.clone();
+        self.inner
+            .tasks
+            .operation(async move { agent.attach_now(&network, &wish).await })
+            .await
+    }
+
+    async fn attach_now(
+        &self,
+        reference: &str,
+        wish: &AttachRequest,
+    ) -> Result<EndpointView, ApiError> {
+        let id = self
+            .live()
+            .node
+            .catalog
+            .find_overlay(reference, "attach to")?
+            .id
+            .clone();
+        if let Some(ifname) = &wish.ifname {
+            check_ifname(ifname)?;
+        }
+        let workload = self.plumbing().workload(&wish.target)?;
+        let name = endpoint_name(wish)?;
+        let _turn = self.lock_network(&id).await;
+        let network = self.live().network(&id)?.clone();
+        if let Some(existing) = self.existing(&network, &name, wish, &workload)? {
+            return Ok(existing);
+        }
+        let endpoint = self.plan_endpoint(&network, name, wish, &workload)?;
+        let (endpoint, mtu) = self.plug(&network, endpoint).await?;
+        {
+            let mut live = self.live();
+            live.mtus.insert(endpoint.id.clone(), mtu);
+            live.node
+                .endpoints
+                .insert(endpoint.id.clone(), endpoint.clone());
+        }
+        if let Err(error) = self.save().await {
+            self.live().node.endpoints.remove(&endpoint.id);
+            self.unplug(&network, &endpoint).await?;
+            return Err(error);
+        }
+        self.emit(Event::EndpointAttached {
+            network: id,
+            endpoint: endpoint.id.clone(),
+            name: endpoint.name.clone(),
+        });
+        Ok(self.endpoint_view(&network, &endpoint, Some(mtu)))
+    }
+
+    /// The endpoint a repeated request stands for.
+    fn existing(
+        &self,
+        network: &Network,
+        name: &str,
+        wish: &AttachRequest,
+        workload: &Workload,
+    ) -> Result<Option<EndpointView>, ApiError> {
+        let live = self.live();
+        if let Some(endpoint) = live.endpoints_of(&network.id).find(|e| e.name == name) {
+            if endpoint.answers(wish, workload.netns_inode) {
+                let mtu = live.mtus.get(&endpoint.id).copied();
+                return Ok(Some(self.endpoint_view(network, endpoint, mtu)));
+            }
+            return Err(ApiError::new(
+                ErrorCode::NameTaken,
+                format!(
+                    "network \"{}\" has an endpoint \"{name}\" already",
+                    network.name
+                ),
+                format!(
+                    "choose another with --name, or first: weft detach {} {name}",
+                    network.name
+                ),
+            ));
+        }
+        let twin = live
+            .endpoints_of(&network.id)
+            .find(|e| e.netns_inode == workload.netns_inode);
+        twin.map_or(Ok(None), |endpoint| {
+            Err(ApiError::new(
+                ErrorCode::AlreadyAttached,
+                format!(
+                    "workload \"{}\" is on network \"{}\" already, as \"{}\"",
+                    wish.target, network.name, endpoint.name
+                ),
+                format!("first: weft detach {} {}", network.name, endpoint.name),
+            ))
+        })
+    }
+
+    fn plan_endpoint(
+        &self,
+        network: &Network,
+        name: String,
+        wish: &AttachRequest,
+        workload: &Workload,
+    ) -> Result<Endpoint, ApiError> {
+        let mut live = self.live();
+        let choice = choose(network, wish, &taken(&live, network))?;
+        Ok(Endpoint {
+            id: ident::random_id(),
+            name,
+            network: network.id.clone(),
+            segment: choice.segment,
+            ips: choice.ips,
+            mac: choice.mac,
+            target: wish.target.clone(),
+            netns: workload.path.clone(),
+            netns_inode: workload.netns_inode,
+            ifname: wish.ifname.clone().unwrap_or_default(),
+            created: ident::unix_nanos(),
+            version: live.next_version(),
+        })
+    }
+
+    /// Makes the network if this is its first endpoint, then the tables' row, then the interface. The row
+    /// comes first: the workload's very first frame must find it. The caller holds the network's lock.
+    pub(in crate::agent) async fn plug(
+        &self,
+        network: &Network,
+        mut endpoint: Endpoint,
+    ) -> Result<(Endpoint, u32), ApiError> {
+        let was_up = self.live().up.contains_key(&network.id);
+        if !was_up {
+            self.bring_up(network).await?;
+        }
+        let settings = self.settings();
+        let record = endpoint.record(network, settings.vtep, &settings.node);
+        let record =
+            record.ok_or_else(|| ApiError::internal("an endpoint outside of its network"))?;
+        let plugged = match self.plumbing().put_local(&record) {
+            Ok(()) => {
+                self.plumbing()
+                    .endpoint_up(EndpointPlan::of(network, &endpoint))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        match plugged {
+            Ok(up) => {
+                endpoint.ifname = up.ifname;
+                Ok((endpoint, up.mtu))
+            }
+            Err(error) => {
+                self.plumbing().remove_record(record.vni, &endpoint.id);
+                if !was_up {
+                    // The network's own removal failing is found by the next comparison with the kernel.
+                    let _first_error_counts = self.bring_down(network).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a workload off a network. Tells the endpoint's id.
+    ///
+    /// # Errors
+    /// `network_not_found`, `endpoint_not_found`, `ambiguous_reference`, `state_not_saved`,
+    /// `kernel_refused`: the endpoint is then gone from the state and its remains are swept later.
+    pub async fn detach(&self, network: String, endpoint: String) -> Result<String, ApiError> {
+        let agent = self.clone();
+        self.inner
+            .tasks
+            .operation(async move { agent.detach_now(&network, &endpoint).await })
+            .await
+    }
+
+    async fn detach_now(&self, network: &str, reference: &str) -> Result<String, ApiError> {
+        let id = self
+            .live()
+            .node
+            .catalog
+            .find_overlay(network, "detach from")?
+            .id
+            .clone();
+        let _turn = self.lock_network(&id).await;
+        let (network, endpoint) = {
+            let mut live = self.live();
+            let network = live.network(&id)?.clone();
+            let endpoint = find_endpoint(&live, &network, reference)?.clone();
+            live.node.endpoints.remove(&endpoint.id);
+            (network, endpoint)
+        };
+        if let Err(error) = self.save().await {
+            self.live()
+                .node
+                .endpoints
+                .insert(endpoint.id.clone(), endpoint);
+            return Err(error);
+        }
+        let done = self.unplug(&network, &endpoint).await;
+        self.emit(Event::EndpointDetached {
+            network: id,
+            endpoint: endpoint.id.clone(),
+            name: endpoint.name,
+        });
+        done.map(|()| endpoint.id)
+    }
+
+    /// The inverse of `plug`, for an endpoint that is out of the state already.
+    pub(in crate::agent) async fn unplug(
+        &self,
+        network: &Network,
+        endpoint: &Endpoint,
+    ) -> Result<(), ApiError> {
+        if let Some(segment) = network.segments.get(endpoint.segment) {
+            self.plumbing().remove_record(segment.vni, &endpoint.id);
+        }
+        let last = {
+            let mut live = self.live();
+            live.mtus.remove(&endpoint.id);
+            live.health.remove(&format!("endpoint {}", endpoint.name));
+            live.endpoints_of(&network.id).next().is_none()
+        };
+        let removed = self
+            .plumbing()
+            .endpoint_down(&network.id, &endpoint.id)
+            .await;
+        if last && removed.is_ok() {
+            self.bring_down(network).await?;
+        }
+        removed
+    }
+}
+
+/// The name asked for, or one made from the target.
+fn endpoint_name(wish: &AttachRequest) -> Result<String, ApiError> {
+    if let Some(name) = &wish.name {
+        check_name(name)?;
+        return Ok(name.clone());
+    }
+    let target = wish.target.as_str();
+    let name = match target.parse::<u32>() {
+        Ok(pid) => format!("pid-{pid}"),
+        Err(_) => match target
+            .strip_prefix("/proc/")
+            .and_then(|rest| rest.split_once('/'))
+        {
+            Some((pid, _)) => format!("pid-{pid}"),
+            None => target.rsplit('/').next().unwrap_or_default().to_owned(),
+        },
+    };
+    check_name(&name).map_err(|_| {
+        ApiError::new(
+            ErrorCode::InvalidName,
+            format!("no endpoint name can be made from \"{target}\""),
+            "give one with --name",
+        )
+    })?;
+    Ok(name)
+}
+
+/// What is in use on a network, here and elsewhere.
+pub(in crate::agent) fn taken(live: &Live, network: &Network) -> Taken {
+    let mut taken = Taken::default();
+    for endpoint in live.endpoints_of(&network.id) {
+        let owner = format!("\"{}\"", endpoint.name);
+        taken
+            .ips
+            .extend(endpoint.ips.iter().map(|ip| (ip.ip(), owner.clone())));
+        taken.macs.insert(endpoint.mac);
+    }
+    for record in live.node.remote.of_network(&network.id) {
+        let owner = format!("\"{}\" on {}", record.name, record.vtep);
+        taken
+            .ips
+            .extend(record.ips.iter().map(|ip| (*ip, owner.clone())));
+        taken.macs.insert(record.mac);
+    }
+    taken
+}
+
+/// Finds by id, name, then by the beginning of an id.
+fn find_endpoint<'a>(
+    live: &'a Live,
+    network: &'a Network,
+    reference: &str,
+) -> Result<&'a Endpoint, ApiError> {
+    let all = || live.endpoints_of(&network.id);
+    if let Some(found) = all()
+        .find(|e| e.id == reference)
+        .or_else(|| all().find(|e| e.name == reference))
+    {
+        return Ok(found);
+    }
+    let mut by_prefix = all().filter(|e| !reference.is_empty() && e.id.starts_with(reference));
+    match (by_prefix.next(), by_prefix.next()) {
+        (Some(found), None) => Ok(found),
+        (Some(_), Some(_)) => Err(ApiError::new(
+            ErrorCode::AmbiguousReference,
+            format!("several endpoints have an id that begins with \"{reference}\""),
+            "give more characters of the id, or the name: weft ps --no-trunc",
+        )),
+        (None, _) => {
+            let hint = suggest::hint(reference, all().map(|e| e.name.as_str()));
+            Err(ApiError::new(
+                ErrorCode::EndpointNotFound,
+                format!(
+                    "network \"{}\" has no endpoint \"{reference}\" on this node{hint}",
+                    network.name
+                ),
+                "list the endpoints: weft ps",
+            ))
+        }
+    }
+}

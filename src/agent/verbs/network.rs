@@ -1,0 +1,171 @@
+//! Create, remove and prune networks.
+
+use crate::agent::api::{CreateNetwork, NetworkCreated, NetworksPruned};
+use crate::agent::error::{ApiError, ErrorCode};
+use crate::agent::events::Event;
+use crate::agent::handle::Agent;
+use crate::agent::ident;
+use crate::agent::network::{Fresh, Network};
+
+impl Agent {
+    /// Creates a network. Nothing is made in the kernel before its first local endpoint. The same wish
+    /// with the same fixed id is answered with what exists.
+    ///
+    /// # Errors
+    /// The codes of creation; `state_not_saved`.
+    pub async fn create_network(&self, wish: CreateNetwork) -> Result<NetworkCreated, ApiError> {
+        let agent = self.clone();
+        self.inner
+            .tasks
+            .operation(async move { agent.create(wish).await })
+            .await
+    }
+
+    async fn create(&self, wish: CreateNetwork) -> Result<NetworkCreated, ApiError> {
+        let fresh = Fresh {
+            id: ident::random_id(),
+            now: ident::unix_nanos(),
+            vtep: self.settings().vtep,
+        };
+        let id = wish.id.clone().unwrap_or_else(|| fresh.id.clone());
+        let _turn = self.lock_network(&id).await;
+        let pools = self.pools();
+        let (network, warnings) = {
+            let mut live = self.live();
+            let plan = live.node.catalog.plan(&wish, &pools, &fresh)?;
+            let (network, mut warnings) = (plan.network.clone(), plan.warnings.clone());
+            warnings.extend(mtu_warning(&network, live.underlay_mtu));
+            if plan.exists {
+                return Ok(NetworkCreated {
+                    id: network.id,
+                    warning: String::new(),
+                });
+            }
+            live.node.catalog.insert(plan);
+            (network, warnings)
+        };
+        if let Err(error) = self.save().await {
+            self.live().node.catalog.networks.remove(&network.id);
+            return Err(error);
+        }
+        self.emit(Event::NetworkCreated {
+            network: network.id.clone(),
+            name: network.name,
+        });
+        Ok(NetworkCreated {
+            id: network.id,
+            warning: warnings.join("; "),
+        })
+    }
+
+    /// Removes a network without local endpoints; records and VTEPs of it are forgotten. Tells its id.
+    ///
+    /// # Errors
+    /// `network_not_found`, `builtin_network`, `network_in_use`, `state_not_saved`, `kernel_refused`.
+    pub async fn remove_network(&self, reference: String) -> Result<String, ApiError> {
+        let agent = self.clone();
+        self.inner
+            .tasks
+            .operation(async move { agent.remove(&reference).await })
+            .await
+    }
+
+    async fn remove(&self, reference: &str) -> Result<String, ApiError> {
+        let id = self
+            .live()
+            .node
+            .catalog
+            .find_overlay(reference, "remove")?
+            .id
+            .clone();
+        let _turn = self.lock_network(&id).await;
+        let (network, remote) = {
+            let mut live = self.live();
+            let network = live.network(&id)?.clone();
+            let names: Vec<String> = live.endpoints_of(&id).map(|e| e.name.clone()).collect();
+            if !names.is_empty() {
+                return Err(in_use(&network, &names));
+            }
+            let remote = live.node.remote.clone();
+            let vnis: Vec<_> = network.segments.iter().map(|s| s.vni).collect();
+            live.node.catalog.networks.remove(&id);
+            live.node.remote.forget(&id, &vnis);
+            (network, remote)
+        };
+        if let Err(error) = self.save().await {
+            let mut live = self.live();
+            live.node.catalog.networks.insert(id, network);
+            live.node.remote = remote;
+            return Err(error);
+        }
+        self.well_again(&format!("network {}", network.name));
+        self.emit(Event::NetworkRemoved {
+            network: id.clone(),
+            name: network.name.clone(),
+        });
+        self.bring_down(&network).await?;
+        Ok(id)
+    }
+
+    /// Removes every network without local endpoints and without members or records elsewhere.
+    ///
+    /// # Errors
+    /// Those of removal, for the first that fails.
+    pub async fn prune_networks(&self) -> Result<NetworksPruned, ApiError> {
+        let unused: Vec<(String, String)> = {
+            let live = self.live();
+            let unused = live.node.catalog.networks.values().filter(|network| {
+                live.endpoints_of(&network.id).next().is_none()
+                    && live.node.remote.of_network(&network.id).next().is_none()
+            });
+            unused
+                .map(|network| (network.name.clone(), network.id.clone()))
+                .collect()
+        };
+        let mut pruned = NetworksPruned::default();
+        for (name, id) in unused {
+            match self.remove_network(id).await {
+                Ok(_) => pruned.networks_deleted.push(name),
+                // Somebody was faster, in either direction.
+                Err(e)
+                    if matches!(e.code, ErrorCode::NetworkInUse | ErrorCode::NetworkNotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        pruned.networks_deleted.sort();
+        Ok(pruned)
+    }
+}
+
+fn in_use(network: &Network, names: &[String]) -> ApiError {
+    let shown: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
+    let more = if names.len() > shown.len() {
+        ", …"
+    } else {
+        ""
+    };
+    ApiError::new(
+        ErrorCode::NetworkInUse,
+        format!(
+            "network \"{}\" has {} local endpoints: {}{more}",
+            network.name,
+            names.len(),
+            shown.join(", ")
+        ),
+        format!(
+            "detach them first: weft detach {} {}",
+            network.name, names[0]
+        ),
+    )
+}
+
+/// A network cannot carry more than the device below it.
+fn mtu_warning(network: &Network, underlay_mtu: u32) -> Option<String> {
+    let asked = network
+        .mtu_underlay
+        .filter(|asked| underlay_mtu > 0 && *asked > underlay_mtu)?;
+    Some(format!(
+        "the network counts on an underlay MTU of {asked}, but this node's device has {underlay_mtu}: \
+         large packets will be dropped"
+    ))
+}

@@ -1,0 +1,379 @@
+//! What the agent tells: networks, endpoints, tables, status.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::agent::api::{
+    ConfigFrom, ContainerView, EndpointList, EndpointView, EventList, FdbEntry, FdbKind, FdbList,
+    IpamConfigView, IpamView, NetworkStatus, NetworkView, OPTION_VXLANID_LIST, PeerView, Status,
+    Verdict, VersionInfo,
+};
+use crate::agent::endpoint::Endpoint;
+use crate::agent::error::ApiError;
+use crate::agent::handle::{Agent, Live};
+use crate::agent::ident;
+use crate::agent::network::{Builtin, Found, INGRESS_SUBNET, Network};
+use crate::tables::record::{EndpointRecord, Version};
+use crate::wire::{Mac, Vni};
+
+impl Agent {
+    /// Every network, by name.
+    pub fn networks(&self) -> Vec<NetworkView> {
+        let live = self.live();
+        live.node
+            .catalog
+            .all()
+            .map(|found| self.network_view(&live, found))
+            .collect()
+    }
+
+    /// One network by id, name or beginning of the id.
+    ///
+    /// # Errors
+    /// `network_not_found`, `ambiguous_reference`.
+    pub fn network(&self, reference: &str) -> Result<NetworkView, ApiError> {
+        let live = self.live();
+        let found = live.node.catalog.find(reference)?;
+        Ok(self.network_view(&live, found))
+    }
+
+    fn network_view(&self, live: &Live, found: Found<'_>) -> NetworkView {
+        match found {
+            Found::Builtin(builtin) => builtin_view(builtin),
+            Found::Overlay(network) => NetworkView {
+                name: network.name.clone(),
+                id: network.id.clone(),
+                created: ident::rfc3339(network.created),
+                scope: "swarm".into(),
+                driver: "overlay".into(),
+                enable_ipv4: true,
+                enable_ipv6: network.ipv6,
+                ipam: ipam(network),
+                internal: network.internal,
+                attachable: network.attachable,
+                ingress: false,
+                config_from: ConfigFrom::default(),
+                config_only: false,
+                containers: live
+                    .endpoints_of(&network.id)
+                    .map(|e| (e.id.clone(), container(e)))
+                    .collect(),
+                options: network.options(),
+                labels: network.labels.clone(),
+                peers: self.peers(live, network),
+            },
+        }
+    }
+
+    /// This node first if it takes part, then the others by address.
+    fn peers(&self, live: &Live, network: &Network) -> Vec<PeerView> {
+        let settings = self.settings();
+        let own = live.up.contains_key(&network.id);
+        let own = own.then(|| PeerView {
+            name: settings.node.clone(),
+            ip: settings.vtep,
+        });
+        let others = live.node.remote.vteps(&network.id).into_iter();
+        own.into_iter()
+            .chain(others.map(|v| PeerView {
+                name: v.node,
+                ip: v.vtep,
+            }))
+            .collect()
+    }
+
+    /// Endpoints here and elsewhere, by network name and address.
+    pub fn endpoints(&self) -> EndpointList {
+        let live = self.live();
+        let mut endpoints = Vec::new();
+        for network in live.node.catalog.networks.values() {
+            let local = live.endpoints_of(&network.id);
+            endpoints.extend(
+                local.map(|e| self.endpoint_view(network, e, live.mtus.get(&e.id).copied())),
+            );
+            endpoints.extend(
+                live.node
+                    .remote
+                    .of_network(&network.id)
+                    .map(|r| remote_view(network, r)),
+            );
+        }
+        endpoints.sort_by(|a, b| (&a.network, &a.ips, a.mac).cmp(&(&b.network, &b.ips, b.mac)));
+        EndpointList {
+            schema: "weft/endpoints/1".into(),
+            endpoints,
+        }
+    }
+
+    pub(in crate::agent) fn endpoint_view(
+        &self,
+        network: &Network,
+        endpoint: &Endpoint,
+        mtu: Option<u32>,
+    ) -> EndpointView {
+        let vni = network
+            .segments
+            .get(endpoint.segment)
+            .map_or(Vni::FIRST_USER, |s| s.vni);
+        EndpointView {
+            id: endpoint.id.clone(),
+            name: endpoint.name.clone(),
+            network: network.name.clone(),
+            network_id: network.id.clone(),
+            vni,
+            ips: endpoint.ips.clone(),
+            mac: endpoint.mac,
+            vtep: self.settings().vtep,
+            node: self.settings().node.clone(),
+            local: true,
+            target: Some(endpoint.target.clone()),
+            ifname: Some(endpoint.ifname.clone()),
+            mtu,
+            created: Some(ident::rfc3339(endpoint.created)),
+            version: endpoint.version,
+        }
+    }
+
+    /// The forwarding table: of one network, or of all.
+    ///
+    /// # Errors
+    /// `network_not_found`, `builtin_network`, `ambiguous_reference`.
+    pub fn fdb(&self, network: Option<&str>) -> Result<FdbList, ApiError> {
+        let live = self.live();
+        let catalog = &live.node.catalog;
+        let mut networks: Vec<&Network> = match network {
+            Some(reference) => vec![catalog.find_overlay(reference, "list the FDB of")?],
+            None => catalog.networks.values().collect(),
+        };
+        networks.sort_by_key(|network| &network.name);
+        let entries = networks
+            .into_iter()
+            .flat_map(|network| self.fdb_of(&live, network))
+            .collect();
+        Ok(FdbList {
+            schema: "weft/fdb/1".into(),
+            entries,
+        })
+    }
+
+    fn fdb_of(&self, live: &Live, network: &Network) -> Vec<FdbEntry> {
+        let settings = self.settings();
+        let row = |kind, record: EndpointRecord| FdbEntry {
+            network: network.name.clone(),
+            vni: record.vni,
+            kind,
+            mac: record.mac,
+            ips: record.ips,
+            vtep: record.vtep,
+            name: record.name,
+            node: record.node,
+            version: record.version,
+        };
+        let mut rows: Vec<FdbEntry> = live
+            .endpoints_of(&network.id)
+            .filter_map(|e| e.record(network, settings.vtep, &settings.node))
+            .map(|record| row(FdbKind::Local, record))
+            .collect();
+        rows.sort_by_key(|row| (row.vni, row.mac));
+        rows.extend(
+            live.node
+                .remote
+                .of_network(&network.id)
+                .cloned()
+                .map(|r| row(FdbKind::Remote, r)),
+        );
+        for segment in &network.segments {
+            for vtep in live.node.remote.vteps(&network.id) {
+                rows.push(flood_row(network, segment.vni, vtep.vtep, vtep.node));
+            }
+        }
+        rows
+    }
+
+    /// How the node is, on one page.
+    pub async fn status(&self) -> Status {
+        let underlay = self.plumbing().underlay().await;
+        let dataplane = self.plumbing().dataplane();
+        let mut trouble = self.plumbing().trouble();
+        match underlay {
+            Ok(found) => {
+                self.live().underlay_mtu = found.mtu;
+                self.well_again("underlay");
+            }
+            Err(error) => self.trouble("underlay", "vtep_missing", &error),
+        }
+        let settings = self.settings();
+        let live = self.live();
+        let mut health: Vec<_> = live.health.values().cloned().collect();
+        health.append(&mut trouble);
+        let mut networks: Vec<NetworkStatus> = live
+            .node
+            .catalog
+            .networks
+            .values()
+            .map(|network| network_status(&live, network))
+            .collect();
+        networks.sort_by(|a, b| a.name.cmp(&b.name));
+        Status {
+            schema: "weft/status/1".into(),
+            verdict: if health.is_empty() {
+                Verdict::Ok
+            } else {
+                Verdict::Degraded
+            },
+            health,
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: settings.node.clone(),
+            vtep: settings.vtep,
+            vxlan_port: settings.vxlan_port,
+            underlay_mtu: live.underlay_mtu,
+            uptime_seconds: self.inner.started.elapsed().as_secs(),
+            pid: std::process::id(),
+            epoch: live.node.epoch,
+            dataplane,
+            networks,
+        }
+    }
+
+    /// Program and API version.
+    pub fn version(&self) -> VersionInfo {
+        VersionInfo::this()
+    }
+
+    /// The kept events with a number above `after`.
+    pub fn events(&self, after: u64) -> EventList {
+        EventList {
+            schema: "weft/events/1".into(),
+            events: self.inner.events.since(after),
+        }
+    }
+}
+
+fn ipam(network: &Network) -> IpamView {
+    let v4 = network.segments.iter().map(|segment| &segment.v4);
+    let v6 = network
+        .segments
+        .iter()
+        .filter_map(|segment| segment.v6.as_ref());
+    let config = v4.chain(v6).map(|subnet| IpamConfigView {
+        subnet: subnet.prefix,
+        ip_range: subnet.range,
+        gateway: subnet.gateway,
+        auxiliary_addresses: subnet.reserved.clone(),
+    });
+    IpamView {
+        driver: "default".into(),
+        options: None,
+        config: config.collect(),
+    }
+}
+
+fn container(endpoint: &Endpoint) -> ContainerView {
+    let of = |v4: bool| {
+        let address = endpoint.ips.iter().find(|ip| ip.is_ipv4() == v4);
+        address.map_or_else(String::new, ToString::to_string)
+    };
+    ContainerView {
+        name: endpoint.name.clone(),
+        endpoint_id: endpoint.id.clone(),
+        mac_address: endpoint.mac,
+        ipv4_address: of(true),
+        ipv6_address: of(false),
+    }
+}
+
+fn builtin_view(builtin: &Builtin) -> NetworkView {
+    let (driver, scope) = builtin.driver_and_scope();
+    let ingress = builtin.name == "ingress";
+    let mut options = BTreeMap::new();
+    let mut config = Vec::new();
+    if ingress {
+        options.insert(OPTION_VXLANID_LIST.to_owned(), Vni::INGRESS.to_string());
+        config.push(IpamConfigView {
+            subnet: IpNetwork::V4(INGRESS_SUBNET),
+            ip_range: None,
+            gateway: IpAddr::from([10, 0, 0, 1]),
+            auxiliary_addresses: BTreeMap::new(),
+        });
+    }
+    NetworkView {
+        name: builtin.name.clone(),
+        id: builtin.id.clone(),
+        created: ident::rfc3339(builtin.created),
+        scope: scope.into(),
+        driver: driver.into(),
+        enable_ipv4: true,
+        enable_ipv6: false,
+        ipam: IpamView {
+            driver: "default".into(),
+            options: None,
+            config,
+        },
+        internal: false,
+        attachable: false,
+        ingress,
+        config_from: ConfigFrom::default(),
+        config_only: false,
+        containers: BTreeMap::new(),
+        options,
+        labels: BTreeMap::new(),
+        peers: Vec::new(),
+    }
+}
+
+fn remote_view(network: &Network, record: &EndpointRecord) -> EndpointView {
+    let with_prefix = |ip: &IpAddr| {
+        let subnet = network.subnets().find(|subnet| subnet.prefix.contains(*ip));
+        subnet
+            .and_then(|subnet| IpNetwork::new(*ip, subnet.prefix.prefix()).ok())
+            .unwrap_or((*ip).into())
+    };
+    EndpointView {
+        id: record.endpoint.clone(),
+        name: record.name.clone(),
+        network: network.name.clone(),
+        network_id: network.id.clone(),
+        vni: record.vni,
+        ips: record.ips.iter().map(with_prefix).collect(),
+        mac: record.mac,
+        vtep: record.vtep,
+        node: record.node.clone(),
+        local: false,
+        target: None,
+        ifname: None,
+        mtu: None,
+        created: None,
+        version: record.version,
+    }
+}
+
+fn flood_row(network: &Network, vni: Vni, vtep: IpAddr, node: String) -> FdbEntry {
+    FdbEntry {
+        network: network.name.clone(),
+        vni,
+        kind: FdbKind::Flood,
+        mac: Mac::ZERO,
+        ips: Vec::new(),
+        vtep,
+        name: String::new(),
+        node,
+        version: Version::default(),
+    }
+}
+
+fn network_status(live: &Live, network: &Network) -> NetworkStatus {
+    let up = live.up.get(&network.id);
+    NetworkStatus {
+        id: network.id.clone(),
+        name: network.name.clone(),
+        vnis: network.segments.iter().map(|s| s.vni).collect(),
+        up: up.is_some(),
+        netns: up.map(|up| up.netns.clone()),
+        mtu: up.map(|up| up.mtu),
+        local_endpoints: live.endpoints_of(&network.id).count(),
+        remote_endpoints: live.node.remote.of_network(&network.id).count(),
+        vteps: live.node.remote.vteps(&network.id).len(),
+    }
+}

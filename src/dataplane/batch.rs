@@ -1,0 +1,413 @@
+//! Datagrams waiting to be sent, grouped so that each group is one send call.
+//!
+//! A group holds datagrams of one VTEP, one source port and one TOS, all of the length of the first,
+//! the last possibly shorter: what `UDP_SEGMENT` can carry. One flow always has the same VTEP, source
+//! port and TOS, hence the same group, and a group is sent before its successor opens: flows keep
+//! their order however many are interleaved.
+//!
+//! Nothing is copied: a datagram is a header block in the scratch area (VXLAN and inner headers of a
+//! segment) and a range of the read arena, or only a range when the frame goes out as it came.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+
+use super::counters::Counters;
+use super::io::{SendLimits, Transmit, Underlay};
+use super::verdict::DropReason;
+use crate::tables::SegmentIndex;
+
+/// Groups that can be open at once.
+const GROUPS: usize = 8;
+/// Most datagrams of one send (Linux `UDP_MAX_SEGMENTS`).
+const DATAGRAMS_MAX: usize = 128;
+/// Scratch for header blocks: all groups full of segments.
+const HEADERS_LEN: usize = GROUPS * DATAGRAMS_MAX * 192;
+
+/// What all datagrams of a group share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupKey {
+    /// Destination.
+    pub vtep: u32,
+    /// Source port number of the pool.
+    pub path: usize,
+    /// Outer TOS.
+    pub tos: u8,
+}
+
+/// Where a group goes and whose frames it carries.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupTarget {
+    /// Underlay address and port of the VTEP.
+    pub destination: SocketAddr,
+    /// The segment the frames came from, for "packet too big" replies.
+    pub port: SegmentIndex,
+}
+
+/// One datagram: `header` in the scratch area (may be empty), then `body` in the arena.
+#[derive(Clone, Copy, Debug, Default)]
+struct Datagram {
+    header: (u32, u32),
+    body: (u32, u32),
+}
+
+impl Datagram {
+    fn len(self) -> usize {
+        (self.header.1 + self.body.1) as usize
+    }
+}
+
+struct Group {
+    key: GroupKey,
+    target: GroupTarget,
+    limits: SendLimits,
+    segment_len: usize,
+    total_len: usize,
+    datagrams: Vec<Datagram>,
+}
+
+/// Frames the path could not carry, found out by sending: for the slow path to answer.
+#[derive(Debug)]
+pub struct Refused {
+    /// Segment the frame came from.
+    pub port: SegmentIndex,
+    /// VTEP it was for.
+    pub vtep: u32,
+    /// Path MTU now, underlay bytes.
+    pub path_mtu: u32,
+    /// The inner Ethernet frame.
+    pub frame: Vec<u8>,
+}
+
+/// The open groups of one worker.
+pub struct Batches {
+    groups: Vec<Group>,
+    headers: Vec<u8>,
+    headers_used: usize,
+    victim: usize,
+    /// Filled by failed sends; drained by the worker after each burst.
+    pub refused: Vec<Refused>,
+}
+
+/// What sending needs besides the batches themselves.
+pub struct SendContext<'a, U> {
+    /// The underlay.
+    pub underlay: &'a mut U,
+    /// The read arena the bodies are in.
+    pub arena: &'a [u8],
+    /// The worker's counters.
+    pub counters: &'a Counters,
+}
+
+impl Batches {
+    /// No open group.
+    pub fn new() -> Batches {
+        let group = || Group {
+            key: GroupKey {
+                vtep: 0,
+                path: 0,
+                tos: 0,
+            },
+            target: GroupTarget {
+                destination: ([0, 0, 0, 0], 0).into(),
+                port: SegmentIndex(0),
+            },
+            limits: SendLimits {
+                datagrams: 0,
+                bytes: 0,
+            },
+            segment_len: 0,
+            total_len: 0,
+            datagrams: Vec::with_capacity(DATAGRAMS_MAX),
+        };
+        Batches {
+            groups: (0..GROUPS).map(|_| group()).collect(),
+            headers: vec![0; HEADERS_LEN],
+            headers_used: 0,
+            victim: 0,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Whether nothing waits: then the arena and the scratch area are free.
+    pub fn is_empty(&self) -> bool {
+        self.headers_used == 0 && self.groups.iter().all(|g| g.datagrams.is_empty())
+    }
+
+    /// Opens or finds the group for a datagram of `len` bytes; sends what must go first.
+    #[inline]
+    pub fn group<U: Underlay>(
+        &mut self,
+        key: GroupKey,
+        target: GroupTarget,
+        len: usize,
+        context: &mut SendContext<'_, U>,
+    ) -> usize {
+        let open = self
+            .groups
+            .iter()
+            .position(|g| !g.datagrams.is_empty() && g.key == key);
+        if let Some(index) = open {
+            let group = &self.groups[index];
+            let fits = len <= group.segment_len
+                && group.total_len + len <= group.limits.bytes
+                && group.datagrams.len() < group.limits.datagrams;
+            if fits {
+                return index;
+            }
+        }
+        let index = open
+            .or_else(|| self.groups.iter().position(|g| g.datagrams.is_empty()))
+            .unwrap_or_else(|| {
+                self.victim = (self.victim + 1) % GROUPS;
+                self.victim
+            });
+        self.send(index, context);
+        let group = &mut self.groups[index];
+        group.key = key;
+        group.target = target;
+        group.limits = context.underlay.send_limits(target.destination);
+        group.segment_len = len;
+        group.total_len = 0;
+        index
+    }
+
+    /// Whether the scratch area can hold another header block of `len` bytes.
+    #[inline]
+    pub fn has_room(&self, len: usize) -> bool {
+        self.headers_used + len <= self.headers.len()
+    }
+
+    /// Adds a datagram made of a new header block, which `write` fills, and a body in the arena.
+    /// `write` gets `header_len` bytes and returns the body's range.
+    #[inline]
+    pub fn add_segment(
+        &mut self,
+        group: usize,
+        header_len: usize,
+        write: impl FnOnce(&mut [u8]) -> (usize, usize),
+        counters: &Counters,
+    ) {
+        let start = self.headers_used;
+        let (body_start, body_len) = write(&mut self.headers[start..start + header_len]);
+        self.headers_used = (start + header_len)
+            .next_multiple_of(64)
+            .min(self.headers.len());
+        self.add(
+            group,
+            Datagram {
+                header: (start as u32, header_len as u32),
+                body: (body_start as u32, body_len as u32),
+            },
+            counters,
+        );
+    }
+
+    /// Adds a datagram that lies in the arena as it is.
+    #[inline]
+    pub fn add_frame(&mut self, group: usize, start: usize, len: usize, counters: &Counters) {
+        self.add(
+            group,
+            Datagram {
+                header: (0, 0),
+                body: (start as u32, len as u32),
+            },
+            counters,
+        );
+    }
+
+    #[inline]
+    fn add(&mut self, group: usize, datagram: Datagram, counters: &Counters) {
+        let group = &mut self.groups[group];
+        group.total_len += datagram.len();
+        group.datagrams.push(datagram);
+        counters.datagrams_queued.add(1);
+    }
+
+    /// Sends the group if its last datagram was a short one, which no other may follow.
+    #[inline]
+    pub fn close_if_short<U: Underlay>(&mut self, group: usize, context: &mut SendContext<'_, U>) {
+        let state = &self.groups[group];
+        if state
+            .datagrams
+            .last()
+            .is_some_and(|d| d.len() < state.segment_len)
+        {
+            self.send(group, context);
+        }
+    }
+
+    /// Sends everything.
+    pub fn flush<U: Underlay>(&mut self, context: &mut SendContext<'_, U>) {
+        for index in 0..GROUPS {
+            self.send(index, context);
+        }
+        self.headers_used = 0;
+    }
+
+    fn send<U: Underlay>(&mut self, index: usize, context: &mut SendContext<'_, U>) {
+        let group = &mut self.groups[index];
+        if group.datagrams.is_empty() {
+            return;
+        }
+        let count = group.datagrams.len();
+        let mut outcome = send_range(group, &self.headers, 0..count, context);
+        if let Err(error) = &outcome
+            && is_full(error)
+        {
+            context
+                .underlay
+                .wait_writable(group.key.path, group.target.destination);
+            outcome = send_range(group, &self.headers, 0..count, context);
+        }
+        match outcome {
+            Ok(()) => {}
+            Err(error) if count > 1 && is_segmentation_refused(&error) => {
+                context
+                    .underlay
+                    .disable_segmentation(group.target.destination, &error);
+                for one in 0..count {
+                    if let Err(error) = send_range(group, &self.headers, one..one + 1, context) {
+                        fail(
+                            group,
+                            &self.headers,
+                            one..one + 1,
+                            &error,
+                            context,
+                            &mut self.refused,
+                        );
+                    }
+                }
+            }
+            Err(error) => fail(
+                group,
+                &self.headers,
+                0..count,
+                &error,
+                context,
+                &mut self.refused,
+            ),
+        }
+        group.datagrams.clear();
+    }
+}
+
+impl Default for Batches {
+    fn default() -> Batches {
+        Batches::new()
+    }
+}
+
+/// One send call for some datagrams of a group.
+fn send_range<U: Underlay>(
+    group: &Group,
+    headers: &[u8],
+    range: std::ops::Range<usize>,
+    context: &mut SendContext<'_, U>,
+) -> io::Result<()> {
+    let datagrams = &group.datagrams[range];
+    let transmit = Transmit {
+        vtep: group.key.vtep,
+        destination: group.target.destination,
+        path: group.key.path,
+        segment_size: (datagrams.len() > 1).then_some(group.segment_len as u16),
+        tos: group.key.tos,
+    };
+    if let [one] = datagrams {
+        let mut pieces = [IoSlice::new(&[]); 2];
+        let used = fill(
+            &mut pieces,
+            std::slice::from_ref(one),
+            headers,
+            context.arena,
+        );
+        context.underlay.send(&transmit, &pieces[..used])?;
+    } else {
+        let mut pieces = [IoSlice::new(&[]); 2 * DATAGRAMS_MAX];
+        let used = fill(&mut pieces, datagrams, headers, context.arena);
+        context.underlay.send(&transmit, &pieces[..used])?;
+    }
+    context.counters.sends.add(1);
+    context.counters.datagrams_sent.add(datagrams.len() as u64);
+    context
+        .counters
+        .bytes_sent
+        .add(datagrams.iter().map(|d| d.len() as u64).sum());
+    Ok(())
+}
+
+#[inline]
+fn fill<'a>(
+    pieces: &mut [IoSlice<'a>],
+    datagrams: &[Datagram],
+    headers: &'a [u8],
+    arena: &'a [u8],
+) -> usize {
+    let mut used = 0;
+    for Datagram { header, body } in datagrams {
+        for ((start, len), area) in [(*header, headers), (*body, arena)] {
+            if len > 0 {
+                pieces[used] = IoSlice::new(&area[start as usize..(start + len) as usize]);
+                used += 1;
+            }
+        }
+    }
+    used
+}
+
+/// COLD PATH: names the drop, and keeps a frame that was too big for the answer to its sender.
+#[cold]
+fn fail<U: Underlay>(
+    group: &Group,
+    headers: &[u8],
+    range: std::ops::Range<usize>,
+    error: &io::Error,
+    context: &mut SendContext<'_, U>,
+    refused: &mut Vec<Refused>,
+) {
+    let frames = range.len() as u64;
+    let mut reason = match error.raw_os_error() {
+        _ if is_full(error) => DropReason::UnderlayFull,
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ECONNREFUSED
+            | libc::EPERM
+            | libc::EACCES
+            | libc::ENETDOWN,
+        ) => DropReason::UnderlayUnreachable,
+        _ => DropReason::UnderlayRefused,
+    };
+    if error.raw_os_error() == Some(libc::EMSGSIZE)
+        && let Some(path_mtu) = context.underlay.path_mtu(group.target.destination)
+    {
+        reason = DropReason::PathTooSmall;
+        let Datagram { header, body } = group.datagrams[range.start];
+        let part = |(start, len): (u32, u32), area: &[u8]| {
+            area[start as usize..(start + len) as usize].to_vec()
+        };
+        let mut datagram = part(header, headers);
+        datagram.extend(part(body, context.arena));
+        let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
+        refused.push(Refused {
+            port: group.target.port,
+            vtep: group.key.vtep,
+            path_mtu,
+            frame,
+        });
+    }
+    context.counters.count_drop(reason, frames);
+    tracing::debug!(vtep = %group.target.destination, frames, reason = reason.name(), %error, "send failed");
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// `EIO`: the device cannot checksum, so UDP GSO is refused (Linux `udp_send_skb`). `EINVAL`: virtio
+/// before 6.2 over IPv6, or more segments than this kernel takes. `EOPNOTSUPP`: no such option.
+fn is_segmentation_refused(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP)
+    )
+}

@@ -1,0 +1,909 @@
+//! The forwarding loop of one worker, run to completion; decisions live in [`super::encap`],
+//! [`super::decap`] and [`super::bum`].
+//!
+//! Out: 1. read a frame or super-frame from an uplink into the arena  2. parse it  3. decide
+//! 4. finish its checksum, or plan its segments  5. put each segment into its group: VXLAN and inner
+//! headers in the scratch area, payload left in the arena  6. send full groups, and all at the end of
+//! the burst.
+//!
+//! In: 1. receive up to 64 KiB of equal datagrams  2. find the VTEP by the outer source, and for each
+//! datagram the segment by its VNI  3. parse and decide; equal headers in one receive are decided
+//! once  4. combine ECN  5. hand it to the merger, which writes merged frames to the uplink; buffers
+//! are used in turn while a merge is open  6. flush the merger at the end of the burst.
+//!
+//! A worker owns all it touches but the tables, so there is no lock and no queue, and in the steady
+//! state no allocation (`tests/allocations.rs` counts them).
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::batch::{Batches, GroupKey, GroupTarget, SendContext};
+use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
+use super::bum::TokenBucket;
+use super::counters::Counters;
+use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, Underlay};
+use super::merge::{Buffers, Delivery, Limits, Merger, Meta, Piece};
+use super::split::{self, Plan};
+use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
+use super::{decap, encap, too_big};
+use crate::tables::fdb::Station;
+use crate::tables::{Segment, SegmentIndex, Tables, View};
+use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6};
+use crate::wire::{Mac, VnetHdr, arp, ecn, flow, ndp, vxlan};
+
+/// Sizes of a worker's work.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerConfig {
+    /// What merged frames may be.
+    pub merge: Limits,
+    /// Flows merged at once.
+    pub merge_flows: usize,
+    /// Receive buffers, each 64 KiB: how many receives one merged frame can span.
+    pub receive_buffers: u16,
+    /// Most reads per burst and uplink.
+    pub encap_budget: usize,
+    /// Most receives per burst.
+    pub decap_budget: usize,
+    /// "Packet too big" messages per second.
+    pub icmp_rate: u32,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> WorkerConfig {
+        WorkerConfig {
+            merge: Limits {
+                max_len: 190_000,
+                max_segments: 132,
+                udp_segments_max: 64,
+            },
+            merge_flows: 8,
+            receive_buffers: 8,
+            encap_budget: 64,
+            decap_budget: 32,
+            icmp_rate: 100,
+        }
+    }
+}
+
+/// A station seen behind a VTEP, on a segment that learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LearnEvent {
+    /// Where it was seen.
+    pub segment: SegmentIndex,
+    /// The station.
+    pub mac: Mac,
+    /// The VTEP it is behind.
+    pub vtep: u32,
+    /// Monotonic seconds.
+    pub now_s: u32,
+}
+
+struct Port<P> {
+    io: P,
+    bum: TokenBucket,
+}
+
+/// One worker: uplinks, underlay, buffers, counters.
+pub struct Worker<P, U> {
+    tables: Arc<Tables>,
+    counters: Arc<Counters>,
+    config: WorkerConfig,
+    /// By segment index.
+    ports: Vec<Option<Port<P>>>,
+    underlay: U,
+    arena: Arena,
+    batches: Batches,
+    receive: ReceiveBuffers,
+    merger: Merger,
+    icmp: TokenBucket,
+    learn: Option<Sender<LearnEvent>>,
+}
+
+impl<P: FramePort, U: Underlay> Worker<P, U> {
+    /// A worker without uplinks. Learned stations go to `learn`; when it is full they are let go.
+    pub fn new(
+        config: WorkerConfig,
+        tables: Arc<Tables>,
+        counters: Arc<Counters>,
+        underlay: U,
+        learn: Option<Sender<LearnEvent>>,
+    ) -> Worker<P, U> {
+        Worker {
+            tables,
+            counters,
+            config,
+            ports: Vec::new(),
+            underlay,
+            arena: Arena::new(),
+            batches: Batches::new(),
+            receive: ReceiveBuffers::new(config.receive_buffers),
+            merger: Merger::new(config.merge_flows, config.merge),
+            icmp: TokenBucket::default(),
+            learn,
+        }
+    }
+
+    /// Gives the worker the uplink of a segment, replacing an older one.
+    pub fn add_port(&mut self, segment: SegmentIndex, io: P) {
+        let index = usize::from(segment.0);
+        if self.ports.len() <= index {
+            self.ports.resize_with(index + 1, || None);
+        }
+        self.ports[index] = Some(Port {
+            io,
+            bum: TokenBucket::default(),
+        });
+    }
+
+    /// Takes an uplink away.
+    pub fn remove_port(&mut self, segment: SegmentIndex) -> Option<P> {
+        self.ports
+            .get_mut(usize::from(segment.0))?
+            .take()
+            .map(|port| port.io)
+    }
+
+    /// The underlay.
+    pub fn underlay(&self) -> &U {
+        &self.underlay
+    }
+
+    /// The underlay, for the owner's tests and switches.
+    pub fn underlay_mut(&mut self) -> &mut U {
+        &mut self.underlay
+    }
+
+    /// COLD PATH, about once a second: collects what the kernel dropped, and asks again for the path
+    /// MTU of VTEPs that had a small one.
+    pub fn tick(&mut self) {
+        for port in self.ports.iter_mut().flatten() {
+            self.counters.uplink_overflow.add(port.io.overflow());
+        }
+        self.counters
+            .underlay_overflow
+            .add(self.underlay.overflow());
+        for vtep in &self.tables.snapshot().vteps {
+            if vtep.path_mtu().is_some() {
+                let mtu = self
+                    .underlay
+                    .path_mtu(SocketAddr::new(vtep.addr, vtep.port));
+                vtep.path_mtu
+                    .store(mtu.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+
+    // ----- out ---------------------------------------------------------------------------------
+
+    /// Reads up to a budget of frames from one uplink and sends them. Returns how many were read.
+    pub fn encap_burst(&mut self, segment: SegmentIndex, now_ns: u64) -> usize {
+        let tables = Arc::clone(&self.tables);
+        let view = tables.view();
+        let mut reads = 0;
+        while reads < self.config.encap_budget {
+            if !self.arena.has_room() {
+                self.flush_batches();
+            }
+            let Some(Some(port)) = self.ports.get_mut(usize::from(segment.0)) else {
+                break;
+            };
+            let received = match port.io.recv(self.arena.free()) {
+                Ok(Some(received)) => received,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(segment = segment.0, %error, "reading the uplink failed");
+                    break;
+                }
+            };
+            reads += 1;
+            self.encap_read(&view, segment, received, now_ns);
+            if self.batches.is_empty() {
+                self.arena.rewind();
+            } else {
+                self.arena.keep(received.len);
+            }
+        }
+        if reads > 0 {
+            self.flush_batches();
+            self.answer_refused(&view, now_ns);
+        }
+        reads
+    }
+
+    /// One read: a frame or super-frame at the arena's position.
+    fn encap_read(
+        &mut self,
+        view: &View,
+        segment: SegmentIndex,
+        received: ReceivedFrame,
+        now_ns: u64,
+    ) {
+        let at = self.arena.position();
+        let counters = Arc::clone(&self.counters);
+        let Some(frame_len) = received.len.checked_sub(VnetHdr::LEN) else {
+            counters.encap_frames.add(1);
+            return counters.count_drop(DropReason::FrameMalformed, 1);
+        };
+        counters.encap_bytes.add(frame_len as u64);
+        let mut vnet = VnetHdr::parse(&self.arena.bytes()[at..]);
+        let mut start = at + VnetHdr::LEN;
+        let end = start + frame_len;
+        if let Some((tci, tpid)) = received.vlan {
+            start = insert_tag(&mut self.arena.bytes_mut()[at..end], &mut vnet, tci, tpid) + at;
+        }
+        let frame = &self.arena.bytes()[start..end];
+        match examine(frame, &vnet, received.truncated) {
+            Err(reason) => {
+                counters.encap_frames.add(1);
+                counters.count_drop(reason, 1);
+            }
+            Ok((inner, plan)) => {
+                let frames = plan.as_ref().map_or(1, Plan::count) as u64;
+                counters.encap_frames.add(frames);
+                counters.encap_superframes.add(u64::from(plan.is_some()));
+                let job = Job {
+                    start,
+                    end,
+                    vnet,
+                    inner,
+                    plan,
+                    frames,
+                };
+                self.encap_frame(view, segment, &job, now_ns);
+            }
+        }
+    }
+
+    fn encap_frame(&mut self, view: &View, index: SegmentIndex, job: &Job, now_ns: u64) {
+        let (Some(segment), Some(Some(port))) = (
+            view.snapshot.segment(index),
+            self.ports.get_mut(usize::from(index.0)),
+        ) else {
+            return self
+                .counters
+                .count_drop(DropReason::UnknownUnicast, job.frames);
+        };
+        let frame = &self.arena.bytes()[job.start..job.end];
+        match encap::decide(view, segment, frame, &job.inner, &mut port.bum, now_ns) {
+            EncapVerdict::Forward(vtep) => {
+                if self.complete_checksum(job) {
+                    match self.send_to(view, segment, vtep, job, now_ns) {
+                        Ok(()) => self.counters.forwarded.add(job.frames),
+                        Err(reason) => self.counters.count_drop(reason, job.frames),
+                    }
+                }
+            }
+            EncapVerdict::Flood => {
+                if self.complete_checksum(job) {
+                    self.counters.flooded.add(job.frames);
+                    for vtep in &segment.flood {
+                        if self.send_to(view, segment, *vtep, job, now_ns).is_err() {
+                            // The frame is accounted for as flooded; this copy of it is lost.
+                            self.counters.datagrams_queued.add(job.frames);
+                            self.counters
+                                .count_drop(DropReason::PathTooSmall, job.frames);
+                        }
+                    }
+                }
+            }
+            EncapVerdict::Answer(answer) => {
+                self.counters.answered.add(job.frames);
+                self.answer(index, job, answer);
+            }
+            EncapVerdict::Drop(reason) => self.counters.count_drop(reason, job.frames),
+        }
+    }
+
+    /// Finishes the checksum of a single frame; false when that fails and the frame is dropped.
+    fn complete_checksum(&mut self, job: &Job) -> bool {
+        if job.plan.is_some() || !job.vnet.needs_csum() {
+            return true;
+        }
+        let frame = &mut self.arena.bytes_mut()[job.start..job.end];
+        let done = split::finish_checksum(frame, &job.vnet).is_ok();
+        if !done {
+            self.counters
+                .count_drop(DropReason::OffloadMalformed, job.frames);
+        }
+        done
+    }
+
+    /// Puts the frame, segment by segment, into its group. One that does not fit the path is answered.
+    #[inline]
+    fn send_to(
+        &mut self,
+        view: &View,
+        segment: &Segment,
+        vtep: u32,
+        job: &Job,
+        now_ns: u64,
+    ) -> Result<(), DropReason> {
+        let station = view
+            .snapshot
+            .vteps
+            .get(vtep as usize)
+            .ok_or(DropReason::VtepSuspended)?;
+        let largest = job
+            .plan
+            .as_ref()
+            .map_or(job.end - job.start, |plan| plan.frame_len(0));
+        if let Some(path_mtu) = station.path_mtu()
+            && largest + too_big::overhead_len(station.addr) > path_mtu as usize
+        {
+            let on_its_way = self.too_big(view, segment, vtep, job, path_mtu, now_ns);
+            return if on_its_way {
+                Ok(())
+            } else {
+                Err(DropReason::TooBig)
+            };
+        }
+        let frame = &self.arena.bytes()[job.start..job.end];
+        let key = GroupKey {
+            vtep,
+            path: flow::hash(frame, &job.inner) as usize & (self.underlay.paths() - 1),
+            tos: outer_tos(segment, job.inner.tos),
+        };
+        let target = GroupTarget {
+            destination: SocketAddr::new(station.addr, station.port),
+            port: segment.index,
+        };
+        match &job.plan {
+            Some(plan) => self.add_segments(segment, key, target, job, plan),
+            None => self.add_frame(segment, key, target, job),
+        }
+        Ok(())
+    }
+
+    /// A single frame: the VXLAN header goes over the virtio header, right before the frame.
+    #[inline]
+    fn add_frame(&mut self, segment: &Segment, key: GroupKey, target: GroupTarget, job: &Job) {
+        let start = job.start - vxlan::LEN;
+        self.arena.bytes_mut()[start..job.start].copy_from_slice(&vxlan::encode(segment.vni));
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
+        let len = job.end - start;
+        let group = self.batches.group(key, target, len, &mut context);
+        self.batches.add_frame(group, start, len, &self.counters);
+        self.batches.close_if_short(group, &mut context);
+    }
+
+    #[inline]
+    fn add_segments(
+        &mut self,
+        segment: &Segment,
+        key: GroupKey,
+        target: GroupTarget,
+        job: &Job,
+        plan: &Plan,
+    ) {
+        let header = vxlan::encode(segment.vni);
+        let header_len = vxlan::LEN + plan.header_len();
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
+        let frame = &context.arena[job.start..job.end];
+        for index in 0..plan.count() {
+            if !self.batches.has_room(header_len) {
+                self.batches.flush(&mut context);
+            }
+            let len = vxlan::LEN + plan.frame_len(index);
+            let group = self.batches.group(key, target, len, &mut context);
+            let write = |out: &mut [u8]| {
+                out[..vxlan::LEN].copy_from_slice(&header);
+                let payload = plan.segment(index, frame, &mut out[vxlan::LEN..]);
+                (job.start + payload.start, payload.len())
+            };
+            self.batches
+                .add_segment(group, header_len, write, &self.counters);
+            self.batches.close_if_short(group, &mut context);
+        }
+    }
+
+    fn flush_batches(&mut self) {
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
+        self.batches.flush(&mut context);
+        self.arena.rewind();
+    }
+
+    // ----- answers to workloads: cold -----------------------------------------------------------
+
+    #[cold]
+    fn answer(&mut self, index: SegmentIndex, job: &Job, answer: Answer) {
+        let frame = &self.arena.bytes()[job.start..job.end];
+        let reply = match answer {
+            Answer::Arp(mac) => arp::reply(frame, &job.inner, mac),
+            Answer::NeighbourAdvertisement(mac) => ndp::advertise(frame, &job.inner, mac, false),
+        };
+        if let Some(reply) = reply {
+            self.write_to_port(index, &reply);
+        }
+    }
+
+    /// A frame larger than the known path: told to the sender, or fragmented if it allows that.
+    /// Returns whether the frame (in pieces) is on its way.
+    #[cold]
+    fn too_big(
+        &mut self,
+        view: &View,
+        segment: &Segment,
+        vtep: u32,
+        job: &Job,
+        path_mtu: u32,
+        now_ns: u64,
+    ) -> bool {
+        let bytes = &self.arena.bytes()[job.start..job.end];
+        let frames: Vec<Vec<u8>> = match &job.plan {
+            None => vec![bytes.to_vec()],
+            Some(plan) => (0..plan.count())
+                .map(|i| too_big::whole_segment(plan, i, bytes))
+                .collect(),
+        };
+        frames
+            .iter()
+            .all(|frame| self.too_big_frame(view, segment, vtep, frame, path_mtu, now_ns))
+    }
+
+    fn too_big_frame(
+        &mut self,
+        view: &View,
+        segment: &Segment,
+        vtep: u32,
+        frame: &[u8],
+        path_mtu: u32,
+        now_ns: u64,
+    ) -> bool {
+        let Some(station) = view.snapshot.vteps.get(vtep as usize) else {
+            return false;
+        };
+        match too_big::handle(frame, segment, station.addr, path_mtu) {
+            too_big::Outcome::Fragments(fragments) => {
+                self.counters.fragmented.add(1);
+                for fragment in fragments {
+                    self.send_copy(segment, vtep, station.addr, station.port, &fragment);
+                }
+                true
+            }
+            too_big::Outcome::Tell(reply) => {
+                if self.icmp.take(self.config.icmp_rate, now_ns) {
+                    self.counters.icmp_too_big.add(1);
+                    self.write_to_port(segment.index, &reply);
+                }
+                false
+            }
+            too_big::Outcome::Nothing => false,
+        }
+    }
+
+    /// Sends one frame that is not in the arena, by itself.
+    fn send_copy(
+        &mut self,
+        segment: &Segment,
+        vtep: u32,
+        addr: std::net::IpAddr,
+        port: u16,
+        frame: &[u8],
+    ) {
+        let Ok(inner) = inner::parse(frame) else {
+            return;
+        };
+        let transmit = super::io::Transmit {
+            vtep,
+            destination: SocketAddr::new(addr, port),
+            path: flow::hash(frame, &inner) as usize & (self.underlay.paths() - 1),
+            segment_size: None,
+            tos: outer_tos(segment, inner.tos),
+        };
+        let header = vxlan::encode(segment.vni);
+        self.counters.datagrams_queued.add(1);
+        match self
+            .underlay
+            .send(&transmit, &[IoSlice::new(&header), IoSlice::new(frame)])
+        {
+            Ok(()) => {
+                self.counters.sends.add(1);
+                self.counters.datagrams_sent.add(1);
+                self.counters
+                    .bytes_sent
+                    .add((header.len() + frame.len()) as u64);
+            }
+            Err(_) => self.counters.count_drop(DropReason::UnderlayRefused, 1),
+        }
+    }
+
+    /// Sends that failed because a path was smaller than thought: remember the path's MTU and answer.
+    fn answer_refused(&mut self, view: &View, now_ns: u64) {
+        if self.batches.refused.is_empty() {
+            return;
+        }
+        for refused in std::mem::take(&mut self.batches.refused) {
+            if let Some(vtep) = view.snapshot.vteps.get(refused.vtep as usize) {
+                vtep.path_mtu
+                    .store(refused.path_mtu, std::sync::atomic::Ordering::Relaxed);
+            }
+            if let Some(segment) = view.snapshot.segment(refused.port) {
+                self.too_big_frame(
+                    view,
+                    segment,
+                    refused.vtep,
+                    &refused.frame,
+                    refused.path_mtu,
+                    now_ns,
+                );
+            }
+        }
+    }
+
+    fn write_to_port(&mut self, index: SegmentIndex, frame: &[u8]) {
+        if let Some(Some(port)) = self.ports.get_mut(usize::from(index.0)) {
+            let vnet = VnetHdr::default().to_bytes();
+            if let Err(error) = port.io.send(&[IoSlice::new(&vnet), IoSlice::new(frame)]) {
+                tracing::debug!(segment = index.0, %error, "answer to a workload was refused");
+            }
+        }
+    }
+
+    // ----- in ----------------------------------------------------------------------------------
+
+    /// Receives up to a budget of batches and delivers them. Returns how many were received.
+    pub fn decap_burst(&mut self, now_ns: u64) -> usize {
+        let tables = Arc::clone(&self.tables);
+        let view = tables.view();
+        let mut receives = 0;
+        let mut buffer = 0;
+        while receives < self.config.decap_budget {
+            if buffer == self.receive.count() {
+                self.flush_merger();
+                buffer = 0;
+            }
+            let received = match self.underlay.recv(self.receive.buffer_mut(buffer)) {
+                Ok(Some(received)) => received,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%error, "receiving from the underlay failed");
+                    break;
+                }
+            };
+            receives += 1;
+            self.decap_receive(&view, buffer, &received, now_ns);
+            if self.merger.is_empty() {
+                buffer = 0;
+            } else if self.merger.uses(buffer) {
+                buffer += 1;
+            }
+        }
+        if receives > 0 {
+            self.flush_merger();
+        }
+        receives
+    }
+
+    /// One receive: equal datagrams of one sender.
+    fn decap_receive(
+        &mut self,
+        view: &View,
+        buffer: u16,
+        received: &ReceivedDatagrams,
+        now_ns: u64,
+    ) {
+        let stride = received.segment_size.max(1);
+        let count = received.len.div_ceil(stride).max(1);
+        self.counters.receives.add(1);
+        self.counters.decap_datagrams.add(count as u64);
+        self.counters.decap_bytes.add(received.len as u64);
+        if received.truncated || received.len > RECEIVE_MAX {
+            return self
+                .counters
+                .count_drop(DropReason::DatagramTruncated, count as u64);
+        }
+        let Some(&vtep) = view
+            .snapshot
+            .vtep_by_addr
+            .get(&canonical(received.source.ip()))
+        else {
+            return self
+                .counters
+                .count_drop(DropReason::UnknownVtep, count as u64);
+        };
+        let mut run = Run {
+            vtep,
+            ecn: ecn::Ecn::of_tos(received.tos),
+            verified: received.coalesced && count > 1,
+            now_s: (now_ns / 1_000_000_000) as u32,
+            last: None,
+        };
+        let counters = Arc::clone(&self.counters);
+        for index in 0..count {
+            let start = index * stride;
+            let piece = Piece {
+                buffer,
+                start: start as u32,
+                len: (received.len.min(start + stride) - start) as u32,
+            };
+            if let Err(reason) = self.decap_datagram(view, &mut run, piece) {
+                counters.count_drop(reason, 1);
+            }
+        }
+    }
+
+    #[inline]
+    fn decap_datagram<'v>(
+        &mut self,
+        view: &'v View,
+        run: &mut Run<'v>,
+        piece: Piece,
+    ) -> Result<(), DropReason> {
+        let datagram = self.receive.bytes(piece);
+        let frame = datagram.get(vxlan::LEN..).ok_or(DropReason::VxlanShort)?;
+        if frame.len() < inner::ETHERNET_LEN {
+            return Err(DropReason::VxlanShort);
+        }
+        let inner = inner::parse(frame).map_err(|_| DropReason::InnerMalformed)?;
+        let segment = match &run.last {
+            Some(last) if self.same_run(last, datagram, &inner) => last.segment,
+            _ => {
+                let segment: &Segment = decap::segment(view, run.vtep, datagram)?;
+                if let DecapVerdict::Drop(reason) =
+                    decap::decide(view, segment, run.vtep, frame, &inner)
+                {
+                    return Err(reason);
+                }
+                if segment.policy.learning {
+                    self.learn(view, segment, run, inner.src);
+                }
+                segment
+            }
+        };
+        run.last = Some(LastDatagram {
+            segment,
+            piece,
+            inner,
+        });
+        self.deliver_through_merger(segment, run, piece, inner)
+    }
+
+    /// Whether every byte the decision depends on equals that of the last accepted datagram of this
+    /// receive: VXLAN header, Ethernet header, source address. Frames whose payload matters (ARP,
+    /// ND, tags) are decided each.
+    #[inline]
+    fn same_run(&self, last: &LastDatagram<'_>, datagram: &[u8], inner: &Inner) -> bool {
+        let address = match inner.kind {
+            Kind::Ipv4 => usize::from(inner.l3) + 12..usize::from(inner.l3) + 16,
+            Kind::Ipv6 if inner.proto != PROTO_ICMPV6 => {
+                usize::from(inner.l3) + 8..usize::from(inner.l3) + 24
+            }
+            _ => return false,
+        };
+        if last.inner.kind != inner.kind || last.inner.proto == PROTO_ICMPV6 || inner.vlan.is_some()
+        {
+            return false;
+        }
+        let before = self.receive.bytes(last.piece);
+        let headers = vxlan::LEN + inner::ETHERNET_LEN;
+        let address = vxlan::LEN + address.start..vxlan::LEN + address.end;
+        before.get(..headers) == datagram.get(..headers)
+            && before.get(address.clone()) == datagram.get(address)
+            && last.inner.l3 == inner.l3
+    }
+
+    #[inline]
+    fn deliver_through_merger(
+        &mut self,
+        segment: &Segment,
+        run: &Run<'_>,
+        piece: Piece,
+        mut inner: Inner,
+    ) -> Result<(), DropReason> {
+        let piece = Piece {
+            start: piece.start + vxlan::LEN as u32,
+            len: piece.len - vxlan::LEN as u32,
+            ..piece
+        };
+        if run.ecn != ecn::Ecn::NotEct && matches!(inner.kind, Kind::Ipv4 | Kind::Ipv6) {
+            let frame = self.receive.bytes_mut(piece);
+            let was = ecn::Ecn::of_tos(inner.tos);
+            let now = ecn::decap(was, run.ecn).map_err(|_| DropReason::EcnCongestion)?;
+            if now != was {
+                ecn::set(frame, &inner, now);
+                inner.tos = now.in_tos(inner.tos);
+            }
+        }
+        let meta = Meta {
+            port: u32::from(segment.index.0),
+            verified: run.verified,
+            mtu: segment.mtu as u16,
+        };
+        let Worker {
+            merger,
+            receive,
+            ports,
+            counters,
+            ..
+        } = self;
+        merger.push(
+            receive,
+            piece,
+            &inner,
+            meta,
+            &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
+                deliver(ports, counters, buffers, &delivery);
+            },
+        );
+        Ok(())
+    }
+
+    fn flush_merger(&mut self) {
+        let Worker {
+            merger,
+            receive,
+            ports,
+            counters,
+            ..
+        } = self;
+        merger.flush(
+            receive,
+            &mut |buffers: &mut ReceiveBuffers, delivery: Delivery<'_>| {
+                deliver(ports, counters, buffers, &delivery);
+            },
+        );
+    }
+
+    #[cold]
+    fn learn(&self, view: &View, segment: &Segment, run: &Run<'_>, mac: Mac) {
+        let known = view.fdb.find(segment.index, mac);
+        match known {
+            Some(station @ Station::Learned { vtep, seen_s }) if vtep == run.vtep => {
+                if seen_s != run.now_s {
+                    view.fdb.touch(segment.index, mac, station, run.now_s);
+                }
+            }
+            None | Some(Station::Learned { .. }) => {
+                if let Some(learn) = &self.learn {
+                    let event = LearnEvent {
+                        segment: segment.index,
+                        mac,
+                        vtep: run.vtep,
+                        now_s: run.now_s,
+                    };
+                    let _full_is_fine = learn.try_send(event);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// What is known of a frame after reading it. Positions are in the arena.
+struct Job {
+    start: usize,
+    end: usize,
+    vnet: VnetHdr,
+    inner: Inner,
+    plan: Option<Plan>,
+    /// Frames on the wire.
+    frames: u64,
+}
+
+/// State over the datagrams of one receive.
+struct Run<'v> {
+    vtep: u32,
+    ecn: ecn::Ecn,
+    verified: bool,
+    now_s: u32,
+    last: Option<LastDatagram<'v>>,
+}
+
+struct LastDatagram<'v> {
+    segment: &'v Segment,
+    piece: Piece,
+    inner: Inner,
+}
+
+/// Parses a frame as read and plans its segments.
+#[inline]
+fn examine(
+    frame: &[u8],
+    vnet: &VnetHdr,
+    truncated: bool,
+) -> Result<(Inner, Option<Plan>), DropReason> {
+    if truncated {
+        return Err(DropReason::FrameTruncated);
+    }
+    if !vnet.is_gso() {
+        let inner = inner::parse(frame).map_err(|_| DropReason::FrameMalformed)?;
+        return Ok((inner, None));
+    }
+    let inner = inner::parse_super(frame).map_err(|_| DropReason::FrameMalformed)?;
+    let plan = split::plan(frame, vnet).map_err(|_| DropReason::OffloadMalformed)?;
+    Ok((inner, Some(plan)))
+}
+
+/// RFC 6040 §4.1 normal mode for ECN; DSCP by policy (`tos inherit`).
+#[inline]
+fn outer_tos(segment: &Segment, inner_tos: u8) -> u8 {
+    let dscp = if segment.policy.inherit_dscp {
+        inner_tos & 0xfc
+    } else {
+        0
+    };
+    ecn::encap(inner_tos).in_tos(dscp)
+}
+
+/// An IPv4 address seen through a dual-stack socket is the IPv4 address.
+#[inline]
+fn canonical(ip: std::net::IpAddr) -> std::net::IpAddr {
+    ip.to_canonical()
+}
+
+/// Puts back a tag the kernel took out, using the virtio header's room: the MACs move left by four
+/// bytes. `area` starts at the virtio header, which is parsed already. Returns where the frame starts.
+#[cold]
+fn insert_tag(area: &mut [u8], vnet: &mut VnetHdr, tci: u16, tpid: u16) -> usize {
+    let start = VnetHdr::LEN - 4;
+    if area.len() < VnetHdr::LEN + 12 {
+        return VnetHdr::LEN;
+    }
+    area.copy_within(VnetHdr::LEN..VnetHdr::LEN + 12, start);
+    area[start + 12..start + 14].copy_from_slice(&tpid.to_be_bytes());
+    area[start + 14..start + 16].copy_from_slice(&tci.to_be_bytes());
+    vnet.csum_start = vnet.csum_start.saturating_add(4);
+    vnet.hdr_len = vnet.hdr_len.saturating_add(4);
+    start
+}
+
+/// Writes one merged frame to its uplink and counts it.
+#[inline]
+fn deliver<P: FramePort>(
+    ports: &mut [Option<Port<P>>],
+    counters: &Counters,
+    buffers: &mut ReceiveBuffers,
+    delivery: &Delivery<'_>,
+) {
+    const PIECES: usize = 192;
+    let frames = u64::from(delivery.frames);
+    let Some(Some(port)) = ports.get_mut(delivery.port as usize) else {
+        return counters.count_drop(DropReason::UplinkGone, frames);
+    };
+    let vnet = delivery.vnet.to_bytes();
+    let outcome = if let [piece] = delivery.pieces {
+        port.io
+            .send(&[IoSlice::new(&vnet), IoSlice::new(buffers.bytes(*piece))])
+    } else {
+        debug_assert!(delivery.pieces.len() < PIECES);
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        pieces[0] = IoSlice::new(&vnet);
+        for (slot, piece) in pieces[1..].iter_mut().zip(delivery.pieces) {
+            *slot = IoSlice::new(buffers.bytes(*piece));
+        }
+        port.io
+            .send(&pieces[..=delivery.pieces.len().min(PIECES - 1)])
+    };
+    match outcome {
+        Ok(()) => {
+            counters.deliveries.add(1);
+            counters.delivered.add(frames);
+            counters.delivered_bytes.add(delivery.len as u64);
+        }
+        Err(error) => {
+            let full = error.kind() == std::io::ErrorKind::WouldBlock
+                || error.raw_os_error() == Some(libc::ENOBUFS);
+            let reason = if full {
+                DropReason::UplinkFull
+            } else {
+                DropReason::UplinkRefused
+            };
+            counters.count_drop(reason, frames);
+        }
+    }
+}

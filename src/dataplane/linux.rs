@@ -1,0 +1,207 @@
+//! The real ends of a worker: packet socket or TAP as uplink, UDP sockets as underlay.
+//!
+//! Together with [`super::runtime`] the only file of the dataplane that knows [`crate::sys`].
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay};
+use crate::sys::packet::PacketSocket;
+use crate::sys::poll;
+use crate::sys::tap::Tap;
+use crate::sys::udp::{self, Destination, UdpSocket};
+
+/// An uplink of this kernel.
+#[derive(Debug)]
+pub enum LinuxPort {
+    /// A packet socket on the held end of the uplink veth.
+    Packet(PacketSocket),
+    /// One queue of a TAP.
+    Tap(Tap),
+}
+
+impl AsFd for LinuxPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            LinuxPort::Packet(socket) => socket.as_fd(),
+            LinuxPort::Tap(tap) => tap.as_fd(),
+        }
+    }
+}
+
+impl FramePort for LinuxPort {
+    #[inline]
+    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>> {
+        match self {
+            LinuxPort::Packet(socket) => Ok(socket.recv(buf)?.map(|meta| ReceivedFrame {
+                len: meta.len,
+                truncated: meta.truncated,
+                vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
+            })),
+            LinuxPort::Tap(tap) => Ok(tap.recv(buf)?.map(|meta| ReceivedFrame {
+                len: meta.len,
+                truncated: meta.truncated,
+                vlan: None,
+            })),
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        match self {
+            LinuxPort::Packet(socket) => socket.send(pieces),
+            LinuxPort::Tap(tap) => tap.send(pieces),
+        }
+    }
+
+    fn overflow(&mut self) -> u64 {
+        match self {
+            LinuxPort::Packet(socket) => socket.statistics().map_or(0, |s| s.drops),
+            // A TAP pushes back on the bridge, whose drops are the link's own statistics.
+            LinuxPort::Tap(_) => 0,
+        }
+    }
+}
+
+/// Offloads of the underlay: what may be used, shared with whoever shows or switches it.
+#[derive(Debug)]
+pub struct UnderlayOffloads {
+    /// `UDP_SEGMENT` on send.
+    pub segmentation: AtomicBool,
+    /// `UDP_GRO` on receive was granted.
+    pub receive_coalescing: AtomicBool,
+    /// Datagrams one send may carry.
+    pub segments_max: usize,
+}
+
+/// The UDP sockets of one worker.
+#[derive(Debug)]
+pub struct LinuxUnderlay {
+    receive: UdpSocket,
+    /// Bound to source ports of their own; a power of two of them.
+    pool: Vec<UdpSocket>,
+    offloads: Arc<UnderlayOffloads>,
+    local: IpAddr,
+    /// Prepared addresses by VTEP index.
+    destinations: Vec<Option<(SocketAddr, Destination)>>,
+    overflow_seen: u32,
+    overflow: u64,
+}
+
+impl LinuxUnderlay {
+    /// Takes over bound sockets. `pool` must hold a power of two of them.
+    pub fn new(
+        receive: UdpSocket,
+        pool: Vec<UdpSocket>,
+        local: IpAddr,
+        offloads: Arc<UnderlayOffloads>,
+    ) -> Self {
+        assert!(
+            pool.len().is_power_of_two(),
+            "the flow hash is masked with the pool's size"
+        );
+        LinuxUnderlay {
+            receive,
+            pool,
+            offloads,
+            local,
+            destinations: Vec::new(),
+            overflow_seen: 0,
+            overflow: 0,
+        }
+    }
+
+    /// The receiving socket, for the poller.
+    pub fn receive_fd(&self) -> BorrowedFd<'_> {
+        self.receive.as_fd()
+    }
+
+    /// COLD PATH but for the first line: the prepared address of a VTEP.
+    #[inline]
+    fn prepare(&mut self, vtep: u32, addr: SocketAddr) -> usize {
+        let index = vtep as usize;
+        if !matches!(self.destinations.get(index), Some(Some((known, _))) if *known == addr) {
+            if self.destinations.len() <= index {
+                self.destinations.resize_with(index + 1, || None);
+            }
+            self.destinations[index] = Some((addr, Destination::new(addr)));
+        }
+        index
+    }
+}
+
+impl Underlay for LinuxUnderlay {
+    #[inline]
+    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
+        let Some(meta) = self.receive.recv(buf)? else {
+            return Ok(None);
+        };
+        if let Some(total) = meta.overflow {
+            self.overflow += u64::from(total.wrapping_sub(self.overflow_seen));
+            self.overflow_seen = total;
+        }
+        Ok(Some(ReceivedDatagrams {
+            len: meta.len,
+            segment_size: meta.segment_size,
+            coalesced: meta.coalesced,
+            source: meta.source,
+            tos: meta.tos,
+            truncated: meta.truncated,
+        }))
+    }
+
+    #[inline]
+    fn send(&mut self, transmit: &Transmit, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        let index = self.prepare(transmit.vtep, transmit.destination);
+        let Some((_, destination)) = &self.destinations[index] else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let socket = &self.pool[transmit.path];
+        socket
+            .send(pieces, destination, transmit.segment_size, transmit.tos)
+            .map(|_| ())
+    }
+
+    fn paths(&self) -> usize {
+        self.pool.len()
+    }
+
+    fn send_limits(&self, destination: SocketAddr) -> SendLimits {
+        let segmentation = self.offloads.segmentation.load(Ordering::Relaxed);
+        let datagrams = if segmentation {
+            self.offloads.segments_max
+        } else {
+            1
+        };
+        SendLimits {
+            datagrams,
+            bytes: if destination.is_ipv4() {
+                65_507
+            } else {
+                65_527
+            },
+        }
+    }
+
+    fn disable_segmentation(&mut self, destination: SocketAddr, error: &io::Error) {
+        if self.offloads.segmentation.swap(false, Ordering::Relaxed) {
+            tracing::warn!(%destination, %error, "the underlay refused UDP segmentation: sending datagrams one by one");
+        }
+    }
+
+    fn path_mtu(&mut self, destination: SocketAddr) -> Option<u32> {
+        udp::path_mtu(self.local, destination).ok()
+    }
+
+    fn wait_writable(&mut self, path: usize, _destination: SocketAddr) {
+        let _timeout_is_fine = poll::wait_writable(&self.pool[path], Duration::from_millis(1));
+    }
+
+    fn overflow(&mut self) -> u64 {
+        std::mem::take(&mut self.overflow)
+    }
+}

@@ -1,0 +1,577 @@
+//! Workers as threads: opening their sockets, waiting for work, taking orders.
+//!
+//! A worker polls its underlay socket and its uplinks. With work it runs bursts; without, it yields
+//! and looks again for a few dozen microseconds (sleeping at once costs a wake-up per packet), then
+//! sleeps. Orders come through a channel and an eventfd; what workers know otherwise comes from the
+//! tables.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use super::counters::{CounterSnapshot, Counters};
+use super::forwarder::{LearnEvent, Worker, WorkerConfig};
+use super::linux::{LinuxPort, LinuxUnderlay, UnderlayOffloads};
+use crate::sys::clock::now_ns;
+use crate::sys::netns::Netns;
+use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket};
+use crate::sys::poll::{Poller, Waker};
+use crate::sys::tap::Tap;
+use crate::sys::udp::{self, PathMtuDiscovery, UdpOptions, UdpSocket};
+use crate::sys::{SysError, affinity};
+use crate::tables::{SegmentIndex, Tables};
+
+/// First UDP source port of the pool (RFC 7348 §5: the dynamic range is recommended).
+const SOURCE_PORT_MIN: u16 = 49152;
+const UDP_BUFFER_LEN: usize = 8 << 20;
+const UPLINK_BUFFER_LEN: usize = 16 << 20;
+const TICK: Duration = Duration::from_secs(1);
+const TOKEN_WAKER: u64 = 0;
+const TOKEN_UNDERLAY: u64 = 1;
+const TOKEN_UPLINK: u64 = 2;
+
+/// How a dataplane runs.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    /// Underlay address of this node: source of all datagrams, and where they are received.
+    pub vtep: IpAddr,
+    /// UDP port, ours and other VTEPs'.
+    pub port: u16,
+    /// Worker threads.
+    pub workers: usize,
+    /// Source ports per worker, a power of two.
+    pub source_ports: usize,
+    /// Use `UDP_SEGMENT` where the kernel grants it.
+    pub segmentation: bool,
+    /// Use `UDP_GRO` where the kernel grants it.
+    pub receive_coalescing: bool,
+    /// How long a worker without work looks again before it sleeps.
+    pub spin: Duration,
+    /// Pin worker `i` to CPU `i` modulo their number.
+    pub pin: bool,
+    /// Sizes of a worker's work.
+    pub worker: WorkerConfig,
+}
+
+impl DataplaneConfig {
+    /// The defaults for a VTEP address.
+    pub fn new(vtep: IpAddr) -> DataplaneConfig {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        DataplaneConfig {
+            vtep,
+            port: crate::wire::vxlan::PORT,
+            workers: (cpus / 2).clamp(1, 8),
+            source_ports: 16,
+            segmentation: true,
+            receive_coalescing: true,
+            spin: Duration::from_micros(60),
+            pin: false,
+            worker: WorkerConfig::default(),
+        }
+    }
+}
+
+/// Where the frames of a segment come from.
+#[derive(Debug)]
+pub enum UplinkSource<'a> {
+    /// The held end of the uplink veth, by interface index in that namespace.
+    Packet {
+        /// The network's namespace.
+        netns: &'a Netns,
+        /// Interface index of `up1`.
+        ifindex: u32,
+    },
+    /// Open queues of a TAP, as many as there are workers.
+    Tap(Vec<Tap>),
+}
+
+/// Why the dataplane did not start or an uplink was not added; nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The VXLAN port is in use.
+    #[error(
+        "UDP port {port} on {vtep} is in use by another program (kernel VXLAN, Docker or another agent)"
+    )]
+    PortInUse {
+        /// The address.
+        vtep: IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// No interface has the VTEP address.
+    #[error("no network interface here has the address {0}, which is to be the VTEP")]
+    AddressMissing(IpAddr),
+    /// Another system call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// The workers are gone.
+    #[error("the forwarding threads have stopped")]
+    Stopped,
+    /// Wrong number of TAP queues.
+    #[error("an uplink needs {wanted} TAP queues, got {got}")]
+    Queues {
+        /// One per worker.
+        wanted: usize,
+        /// As given.
+        got: usize,
+    },
+}
+
+/// State of the offloads, for `status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct OffloadStatus {
+    /// `UDP_SEGMENT` is in use.
+    pub segmentation: bool,
+    /// `UDP_GRO` is in use.
+    pub receive_coalescing: bool,
+    /// Datagrams per send.
+    pub segments_max: usize,
+}
+
+enum Order {
+    AddPort(SegmentIndex, LinuxPort, Sender<()>),
+    RemovePort(SegmentIndex, Sender<()>),
+    Stop,
+}
+
+struct Handle {
+    orders: Sender<Order>,
+    waker: Arc<Waker>,
+    counters: Arc<Counters>,
+    alive: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The running workers.
+pub struct Dataplane {
+    config: DataplaneConfig,
+    workers: Vec<Handle>,
+    offloads: Arc<UnderlayOffloads>,
+    learned: Receiver<LearnEvent>,
+}
+
+impl Dataplane {
+    /// Opens the underlay sockets in the calling thread's network namespace and starts the workers.
+    ///
+    /// # Errors
+    /// [`DataplaneError`]; no thread is left.
+    pub fn start(
+        config: DataplaneConfig,
+        tables: Arc<Tables>,
+    ) -> Result<Dataplane, DataplaneError> {
+        check_port_free(&config)?;
+        let offloads = Arc::new(UnderlayOffloads {
+            segmentation: AtomicBool::new(config.segmentation && udp::probe_segmentation()),
+            receive_coalescing: AtomicBool::new(config.receive_coalescing && udp::probe_gro()),
+            segments_max: udp::SEGMENTS_MAX,
+        });
+        let (learn, learned) = bounded(1024);
+        let mut dataplane = Dataplane {
+            config,
+            workers: Vec::new(),
+            offloads,
+            learned,
+        };
+        for index in 0..dataplane.config.workers.max(1) {
+            let underlay = open_underlay(&dataplane.config, &dataplane.offloads)?;
+            let handle = start_worker(index, &dataplane.config, &tables, underlay, learn.clone())?;
+            dataplane.workers.push(handle);
+        }
+        Ok(dataplane)
+    }
+
+    /// How many workers there are, and so how many queues an uplink has.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &DataplaneConfig {
+        &self.config
+    }
+
+    /// Starts forwarding for a segment.
+    ///
+    /// # Errors
+    /// When its sockets cannot be opened; then no worker has it.
+    pub fn add_uplink(
+        &self,
+        segment: SegmentIndex,
+        source: UplinkSource<'_>,
+    ) -> Result<(), DataplaneError> {
+        let wanted = self.worker_count();
+        let ports: Vec<LinuxPort> = match source {
+            UplinkSource::Packet { netns, ifindex } => {
+                open_packet_ports(netns, ifindex, wanted, segment)?
+                    .into_iter()
+                    .map(LinuxPort::Packet)
+                    .collect()
+            }
+            UplinkSource::Tap(queues) => queues.into_iter().map(LinuxPort::Tap).collect(),
+        };
+        if ports.len() != wanted {
+            return Err(DataplaneError::Queues {
+                wanted,
+                got: ports.len(),
+            });
+        }
+        for (worker, port) in self.workers.iter().zip(ports) {
+            worker.ask(|done| Order::AddPort(segment, port, done))?;
+        }
+        Ok(())
+    }
+
+    /// Stops forwarding for a segment; when this returns no worker reads or writes its uplink.
+    ///
+    /// # Errors
+    /// [`DataplaneError::Stopped`].
+    pub fn remove_uplink(&self, segment: SegmentIndex) -> Result<(), DataplaneError> {
+        self.workers
+            .iter()
+            .try_for_each(|worker| worker.ask(|done| Order::RemovePort(segment, done)))
+    }
+
+    /// Stations seen on learning segments; the owner of the table writer applies them.
+    pub fn learned(&self) -> &Receiver<LearnEvent> {
+        &self.learned
+    }
+
+    /// Sum over all workers.
+    pub fn counters(&self) -> CounterSnapshot {
+        let mut sum = CounterSnapshot::default();
+        self.workers
+            .iter()
+            .for_each(|w| sum.add(&w.counters.snapshot()));
+        sum
+    }
+
+    /// What each worker counted.
+    pub fn counters_by_worker(&self) -> Vec<CounterSnapshot> {
+        self.workers.iter().map(|w| w.counters.snapshot()).collect()
+    }
+
+    /// Offloads in use.
+    pub fn offloads(&self) -> OffloadStatus {
+        OffloadStatus {
+            segmentation: self.offloads.segmentation.load(Ordering::Relaxed),
+            receive_coalescing: self.offloads.receive_coalescing.load(Ordering::Relaxed),
+            segments_max: self.offloads.segments_max,
+        }
+    }
+
+    /// The kill switch of send segmentation.
+    pub fn set_segmentation(&self, on: bool) {
+        self.offloads.segmentation.store(on, Ordering::Relaxed);
+    }
+
+    /// Workers that still run; fewer than [`Dataplane::worker_count`] means one has panicked.
+    pub fn alive(&self) -> usize {
+        self.workers
+            .iter()
+            .filter(|w| w.alive.load(Ordering::Relaxed))
+            .count()
+    }
+
+    /// Stops all workers and waits for them.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        for worker in &self.workers {
+            let _already_gone = worker.orders.send(Order::Stop);
+            let _full_means_awake = worker.waker.wake();
+        }
+        for worker in &mut self.workers {
+            if let Some(thread) = worker.thread.take() {
+                let _its_panic_was_logged = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Handle {
+    /// Sends an order and waits until the worker has carried it out.
+    fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Result<(), DataplaneError> {
+        let (done, carried_out) = bounded(1);
+        self.orders
+            .send(order(done))
+            .map_err(|_| DataplaneError::Stopped)?;
+        let _full_means_awake = self.waker.wake();
+        carried_out
+            .recv_timeout(Duration::from_secs(5))
+            .map_err(|_| DataplaneError::Stopped)
+    }
+}
+
+/// `SO_REUSEPORT` would let a second agent share the port silently, so it is tried without first.
+fn check_port_free(config: &DataplaneConfig) -> Result<(), DataplaneError> {
+    let options = UdpOptions {
+        reuse_port: false,
+        ..UdpOptions::default()
+    };
+    match UdpSocket::bind(SocketAddr::new(config.vtep, config.port), &options) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(DataplaneError::PortInUse {
+                vtep: config.vtep,
+                port: config.port,
+            })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
+            Err(DataplaneError::AddressMissing(config.vtep))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_underlay(
+    config: &DataplaneConfig,
+    offloads: &Arc<UnderlayOffloads>,
+) -> Result<LinuxUnderlay, DataplaneError> {
+    let common = UdpOptions {
+        rcvbuf: UDP_BUFFER_LEN,
+        sndbuf: UDP_BUFFER_LEN,
+        path_mtu_discovery: PathMtuDiscovery::Do,
+        ..UdpOptions::default()
+    };
+    let receive_options = UdpOptions {
+        reuse_port: true,
+        gro: offloads.receive_coalescing.load(Ordering::Relaxed),
+        recv_tos: true,
+        overflow_counter: true,
+        ..common.clone()
+    };
+    let receive = UdpSocket::bind(SocketAddr::new(config.vtep, config.port), &receive_options)?;
+    let mut pool = Vec::with_capacity(config.source_ports);
+    for _ in 0..config.source_ports.next_power_of_two() {
+        pool.push(bind_source_port(config.vtep, &common)?);
+    }
+    Ok(LinuxUnderlay::new(
+        receive,
+        pool,
+        config.vtep,
+        Arc::clone(offloads),
+    ))
+}
+
+/// A socket on a random free port of the dynamic range.
+fn bind_source_port(vtep: IpAddr, options: &UdpOptions) -> Result<UdpSocket, DataplaneError> {
+    let mut last = None;
+    for _ in 0..64 {
+        let port = rand::random_range(SOURCE_PORT_MIN..=u16::MAX);
+        match UdpSocket::bind(SocketAddr::new(vtep, port), options) {
+            Ok(socket) => return Ok(socket),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => last = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last.map_or(DataplaneError::Stopped, DataplaneError::Sys))
+}
+
+fn open_packet_ports(
+    netns: &Netns,
+    ifindex: u32,
+    count: usize,
+    segment: SegmentIndex,
+) -> Result<Vec<PacketSocket>, SysError> {
+    netns.run_in(move || {
+        (0..count)
+            .map(|_| {
+                let fanout = Fanout {
+                    group: segment.0,
+                    kind: FanoutKind::Hash,
+                };
+                let options = PacketOptions {
+                    fanout: (count > 1).then_some(fanout),
+                    rcvbuf: UPLINK_BUFFER_LEN,
+                    sndbuf: UPLINK_BUFFER_LEN,
+                    ..PacketOptions::default()
+                };
+                PacketSocket::open(ifindex, &options)
+            })
+            .collect()
+    })?
+}
+
+fn start_worker(
+    index: usize,
+    config: &DataplaneConfig,
+    tables: &Arc<Tables>,
+    underlay: LinuxUnderlay,
+    learn: Sender<LearnEvent>,
+) -> Result<Handle, DataplaneError> {
+    let (orders, inbox) = unbounded();
+    let waker = Arc::new(Waker::new()?);
+    let counters = Arc::new(Counters::default());
+    let alive = Arc::new(AtomicBool::new(true));
+    let poller = Poller::new()?;
+    watch(&poller, waker.as_fd(), TOKEN_WAKER)?;
+    watch(&poller, underlay.receive_fd(), TOKEN_UNDERLAY)?;
+    let worker = Worker::new(
+        config.worker,
+        Arc::clone(tables),
+        Arc::clone(&counters),
+        underlay,
+        Some(learn),
+    );
+    let state = Loop {
+        worker,
+        poller,
+        inbox,
+        waker: Arc::clone(&waker),
+        counters: Arc::clone(&counters),
+        spin: config.spin,
+    };
+    let mark = AliveMark(Arc::clone(&alive));
+    let cpu = config.pin.then_some(index);
+    let thread = std::thread::Builder::new()
+        .name(format!("weft-worker-{index}"))
+        .spawn(move || {
+            let _mark = mark;
+            if let Some(cpu) = cpu {
+                let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+                let _best_effort = affinity::pin_this_thread(cpu % cpus);
+            }
+            state.run();
+        })
+        .map_err(|error| SysError::new("start thread", format!("weft-worker-{index}"), error))?;
+    Ok(Handle {
+        orders,
+        waker,
+        counters,
+        alive,
+        thread: Some(thread),
+    })
+}
+
+fn watch(poller: &Poller, fd: BorrowedFd<'_>, token: u64) -> Result<(), SysError> {
+    poller
+        .add(fd, token)
+        .map_err(|error| SysError::new("watch descriptor", token.to_string(), error))
+}
+
+/// Clears the flag when the thread ends, by return or by panic.
+struct AliveMark(Arc<AtomicBool>);
+
+impl Drop for AliveMark {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+        if std::thread::panicking() {
+            tracing::error!("a forwarding thread panicked; restart the agent");
+        }
+    }
+}
+
+struct Loop {
+    worker: Worker<LinuxPort, LinuxUnderlay>,
+    poller: Poller,
+    inbox: Receiver<Order>,
+    waker: Arc<Waker>,
+    counters: Arc<Counters>,
+    spin: Duration,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let spin_ns = self.spin.as_nanos() as u64;
+        let tick_ns = TICK.as_nanos() as u64;
+        let mut worked_ns = now_ns();
+        let mut ticked_ns = worked_ns;
+        loop {
+            let now = now_ns();
+            if now - ticked_ns >= tick_ns {
+                ticked_ns = now;
+                self.worker.tick();
+            }
+            let idle = now.saturating_sub(worked_ns) > spin_ns;
+            match self.round(idle, now) {
+                Round::Worked => worked_ns = now_ns(),
+                Round::Nothing if !idle => std::thread::yield_now(),
+                Round::Nothing => {}
+                Round::Stopped => return,
+            }
+        }
+    }
+
+    /// Waits (only when idle) and serves whatever is ready.
+    fn round(&mut self, idle: bool, now: u64) -> Round {
+        let timeout = if idle { TICK } else { Duration::ZERO };
+        if idle {
+            self.counters.sleeps.add(1);
+        }
+        let ready = match self.poller.wait(Some(timeout)) {
+            Ok(ready) => ready,
+            Err(error) => {
+                tracing::error!(%error, "waiting for packets failed");
+                return Round::Stopped;
+            }
+        };
+        let now = if idle { now_ns() } else { now };
+        let mut done = 0;
+        let mut orders = false;
+        for event in ready {
+            match event.token {
+                TOKEN_WAKER => orders = true,
+                TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
+                token => {
+                    done += self
+                        .worker
+                        .encap_burst(SegmentIndex((token - TOKEN_UPLINK) as u16), now)
+                }
+            }
+        }
+        if orders {
+            let _nothing_left = self.waker.drain();
+            if self.carry_out() {
+                return Round::Stopped;
+            }
+        }
+        if done == 0 {
+            return Round::Nothing;
+        }
+        self.counters.bursts.add(1);
+        Round::Worked
+    }
+
+    /// Takes all waiting orders; true to stop.
+    fn carry_out(&mut self) -> bool {
+        while let Ok(order) = self.inbox.try_recv() {
+            match order {
+                Order::AddPort(segment, port, done) => {
+                    let token = TOKEN_UPLINK + u64::from(segment.0);
+                    if let Err(error) = self.poller.add(port.as_fd(), token) {
+                        tracing::error!(%error, "the uplink cannot be watched");
+                    }
+                    self.worker.add_port(segment, port);
+                    let _nobody_waits = done.send(());
+                }
+                Order::RemovePort(segment, done) => {
+                    if let Some(port) = self.worker.remove_port(segment) {
+                        let _closing_removes_it_too = self.poller.remove(port.as_fd());
+                    }
+                    let _nobody_waits = done.send(());
+                }
+                Order::Stop => return true,
+            }
+        }
+        false
+    }
+}
+
+enum Round {
+    Worked,
+    Nothing,
+    Stopped,
+}

@@ -1,0 +1,541 @@
+//! The veth pair of one workload.
+//!
+//! [`attach`] in order: 1. open both namespaces  2. take over a pair that carries the endpoint's mark, or
+//! make one, its other end born in the workload  3. marks  4. bridge port flags, FDB entry, up
+//! 5. in the workload: knobs, addresses, up, routes. The pair dies as one, so undoing means deleting
+//! the end in the network's namespace.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+
+use super::link::BridgePortFlags;
+use super::netlink::netns_id_of;
+use super::sandbox::{check_id, check_mtu, find, network_mark, open_network, wanted};
+use super::sysctl::{self, Scope};
+use super::undo::{Step, Undo};
+use super::{GsoSizes, HostError, Link, Mark, Netlink, SegmentNames, VethEnd, WorkloadRef};
+use crate::sys::netns::Netns;
+use crate::wire::Mac;
+
+/// What a workload needs to be on a network.
+#[derive(Debug, Clone)]
+pub struct EndpointSpec {
+    /// Namespace of the network; [`ensure_network`](super::ensure_network) has made it.
+    pub network_netns: PathBuf,
+    /// The endpoint's id, at most 64 letters and digits.
+    pub id: String,
+    /// The segment whose bridge it joins.
+    pub segment_index: usize,
+    /// The workload.
+    pub workload: WorkloadRef,
+    /// Name in the workload; `None` takes the first free `eth<N>`.
+    pub ifname: Option<String>,
+    /// Address of the workload's end.
+    pub mac: Mac,
+    /// Addresses with the prefix length of their subnet.
+    pub addresses: Vec<IpNetwork>,
+    /// Inner MTU in bytes.
+    pub mtu: u32,
+    /// Super-frame sizes of both ends.
+    pub gso: GsoSizes,
+    /// Destination and gateway. A default route is one of these (`0.0.0.0/0`, `::/0`); none is made
+    /// by itself.
+    pub routes: Vec<(IpNetwork, IpAddr)>,
+    /// Who makes it, a word for people, part of the ownership mark.
+    pub owner: String,
+    /// The kernel drops frames of this workload with another source MAC.
+    pub isolate_spoofing: bool,
+}
+
+impl EndpointSpec {
+    fn check(&self) -> Result<(), HostError> {
+        check_id(&self.id)?;
+        check_mtu(self.mtu, self.has_v6())?;
+        if let Some(name) = &self.ifname {
+            check_ifname(name)?;
+        }
+        if !self.mac.is_station() {
+            return Err(HostError::Invalid(format!(
+                "{} is a group or zero MAC address",
+                self.mac
+            )));
+        }
+        for (destination, gateway) in &self.routes {
+            if destination.is_ipv4() != gateway.is_ipv4() {
+                return Err(HostError::Invalid(format!(
+                    "route to {destination} via {gateway} mixes address families"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_v6(&self) -> bool {
+        self.addresses.iter().any(IpNetwork::is_ipv6)
+    }
+}
+
+/// A workload's interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedEndpoint {
+    /// Bridge port in the network's namespace: `veth<7 hex>`.
+    pub host_ifname: String,
+    /// Its index there.
+    pub host_ifindex: u32,
+    /// Name in the workload.
+    pub ifname: String,
+    /// Its index there.
+    pub ifindex: u32,
+    /// Inode number of the workload's namespace, for [`workload_alive`](super::workload_alive).
+    pub netns_id: u64,
+    /// Sizes the kernel took; `ipv4_max_size` is zero on kernels before 6.3.
+    pub gso: GsoSizes,
+}
+
+/// An endpoint found by its mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundEndpoint {
+    /// The endpoint's id.
+    pub id: String,
+    /// Who made it.
+    pub owner: String,
+    /// Bridge port in the network's namespace.
+    pub host_ifname: String,
+    /// Its index there.
+    pub host_ifindex: u32,
+    /// The segment whose bridge it is a port of.
+    pub segment_index: Option<usize>,
+    /// Name its other end was given in the workload.
+    pub ifname: String,
+    /// Addresses pinned to the port: the workload's MAC, if spoofing was to be stopped.
+    pub macs: Vec<Mac>,
+    /// Both ends are up.
+    pub running: bool,
+}
+
+/// Connects a workload to a network, or repairs the connection that is there.
+///
+/// # Errors
+/// [`HostError::NoNetwork`], [`HostError::NoWorkload`], [`HostError::NameTaken`] and
+/// [`HostError::Foreign`] say what is missing or in the way; anything else carries the kernel's reason.
+/// What this call made is removed again.
+pub async fn attach(spec: &EndpointSpec) -> Result<AttachedEndpoint, HostError> {
+    spec.check()?;
+    let mut undo = Undo::default();
+    match build(spec, &mut undo).await {
+        Ok(attached) => Ok(attached),
+        Err(cause) => Err(undo.roll_back(cause).await),
+    }
+}
+
+/// Removes the endpoint's veth pair, both ends. Fine if it, or the network, is gone already.
+///
+/// # Errors
+/// The kernel's reason. The pair then has its default super-frame sizes again where that was possible:
+/// big ones cripple traffic that does not pass through us.
+pub async fn detach(network_netns: &Path, id: &str) -> Result<(), HostError> {
+    let netlink = match open_network(network_netns) {
+        Ok((_, netlink)) => netlink,
+        Err(HostError::NoNetwork(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match find_marked(&netlink.links().await?, id) {
+        Some(link) => delete_pair(&netlink, link).await,
+        None => Ok(()),
+    }
+}
+
+/// All endpoints in a network's namespace, found by their marks: what a restarted agent adopts.
+///
+/// # Errors
+/// [`HostError::NoNetwork`] if the namespace is gone; the kernel's reason otherwise.
+pub async fn list_endpoints(network_netns: &Path) -> Result<Vec<FoundEndpoint>, HostError> {
+    let (_, netlink) = open_network(network_netns)?;
+    let links = netlink.links().await?;
+    let pinned = netlink.static_fdb().await?;
+    let endpoints = links.iter().filter_map(|link| {
+        let mark = endpoint_mark(link)?;
+        let of_this = |(port, _): &&(u32, Mac)| *port == link.index;
+        Some(FoundEndpoint {
+            id: mark.id,
+            owner: mark.owner,
+            host_ifname: link.name.clone(),
+            host_ifindex: link.index,
+            segment_index: segment_of(link, &links),
+            ifname: mark.what,
+            macs: pinned.iter().filter(of_this).map(|(_, mac)| *mac).collect(),
+            running: link.running,
+        })
+    });
+    Ok(endpoints.collect())
+}
+
+/// The name of an endpoint's bridge port: `veth` and 28 bits of the id's FNV-1a hash.
+pub fn host_ifname(id: &str) -> String {
+    nth_host_ifname(id, 0)
+}
+
+/// Another name for each `attempt`, since two ids may share a hash.
+fn nth_host_ifname(id: &str, attempt: u32) -> String {
+    let attempt = attempt.to_be_bytes();
+    let hash = id.bytes().chain(attempt).fold(FNV_OFFSET, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
+    });
+    let folded = (hash ^ (hash >> 28) ^ (hash >> 56)) & 0xfff_ffff;
+    format!("{HOST_PREFIX}{folded:07x}")
+}
+
+/// The mark of an endpoint's port, told from those of bridges and uplinks by the link's name.
+pub(super) fn endpoint_mark(link: &Link) -> Option<Mark> {
+    link.mark().filter(|_| is_host_ifname(&link.name))
+}
+
+/// Made by us but killed before it was marked.
+pub(super) fn is_half_made(link: &Link) -> bool {
+    is_host_ifname(&link.name) && link.in_our_group() && link.mark().is_none()
+}
+
+fn is_host_ifname(name: &str) -> bool {
+    name.strip_prefix(HOST_PREFIX)
+        .is_some_and(|hex| hex.len() == 7 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Removes a pair; if the kernel refuses, at least its super-frame sizes go back to the default.
+pub(super) async fn delete_pair(netlink: &Netlink, link: &Link) -> Result<(), HostError> {
+    let Err(cause) = netlink.delete_link(&link.name).await else {
+        return Ok(());
+    };
+    let reset = netlink.set_gso(link.index, GsoSizes::KERNEL_DEFAULT).await;
+    HostError::collect([cause].into_iter().chain(reset.err()).collect())
+}
+
+fn find_marked<'a>(links: &'a [Link], id: &str) -> Option<&'a Link> {
+    let carries = |link: &&Link| endpoint_mark(link).is_some_and(|mark| mark.id == id);
+    links.iter().find(carries)
+}
+
+fn segment_of(link: &Link, links: &[Link]) -> Option<usize> {
+    let bridge = links
+        .iter()
+        .find(|other| Some(other.index) == link.bridge)?;
+    bridge.name.strip_prefix("br")?.parse().ok()
+}
+
+/// `dev_valid_name` of the kernel, less `%`, which would make it a template.
+fn check_ifname(name: &str) -> Result<(), HostError> {
+    let bad = |b: u8| b == b'/' || b == b':' || b == b'%' || !b.is_ascii_graphic();
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.bytes().any(bad) {
+        return Err(HostError::Invalid(format!(
+            "{name:?} is no interface name: 1 to 15 visible characters without / : % are expected"
+        )));
+    }
+    Ok(())
+}
+
+async fn build(spec: &EndpointSpec, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
+    let (network_netns, network) = open_network(&spec.network_netns)?;
+    let workload_netns = spec.workload.open()?;
+    let workload_id = netns_id_of(&workload_netns)?;
+    if workload_id == netns_id_of(&network_netns)? {
+        return Err(HostError::Invalid(format!(
+            "workload {} is the network's own namespace",
+            spec.workload
+        )));
+    }
+    let builder = EndpointBuilder {
+        spec,
+        network: Arc::new(network),
+        workload: Netlink::open(&workload_netns)?,
+        workload_netns,
+    };
+    builder.build(undo).await
+}
+
+/// Makes one pair; lives for the duration of one [`attach`].
+struct EndpointBuilder<'a> {
+    spec: &'a EndpointSpec,
+    network: Arc<Netlink>,
+    workload: Netlink,
+    workload_netns: Netns,
+}
+
+impl EndpointBuilder<'_> {
+    async fn build(&self, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
+        let links = self.network.links().await?;
+        if network_mark(&links).is_none() {
+            return Err(HostError::Foreign {
+                what: format!("netns {}", self.spec.network_netns.display()),
+                expected: "a network's".into(),
+                found: "no mark on lo".into(),
+            });
+        }
+        let bridge_name = SegmentNames::of(self.spec.segment_index).bridge;
+        let bridge = wanted(&links, &bridge_name, &self.spec.network_netns)?.index;
+        let (host, inner) = match self.adopt(&links, bridge).await? {
+            Some(pair) => pair,
+            None => self.create(&links, bridge, undo).await?,
+        };
+        self.set_port(&host).await?;
+        self.set_workload(&inner).await?;
+        self.network.settle_port(&host.name).await?;
+        Ok(AttachedEndpoint {
+            host_ifindex: host.index,
+            host_ifname: host.name,
+            ifindex: inner.index,
+            ifname: inner.name,
+            netns_id: self.workload.netns_id(),
+            gso: inner.gso,
+        })
+    }
+
+    /// Takes over the pair that carries the endpoint's mark and sets it to the specification. A pair
+    /// that leads elsewhere (the workload came back in another namespace, or wants another name) is
+    /// removed: a new one takes its place.
+    async fn adopt(&self, links: &[Link], bridge: u32) -> Result<Option<(Link, Link)>, HostError> {
+        let Some(host) = find_marked(links, &self.spec.id) else {
+            return Ok(None);
+        };
+        let inner = match host.peer {
+            Some(index) => self.workload.link_by_index(index).await?,
+            None => None,
+        };
+        let Some(inner) = inner.filter(|link| self.is_ours(link)) else {
+            delete_pair(&self.network, host).await?;
+            return Ok(None);
+        };
+        let host_end = self.host_end(host.name.clone(), bridge);
+        self.network.set_veth(host.index, &host_end).await?;
+        let inner_end = self.inner_end();
+        self.workload.set_veth(inner.index, &inner_end).await?;
+        let inner = self.reread(&self.workload, inner.index).await?;
+        Ok(Some((host.clone(), inner)))
+    }
+
+    fn is_ours(&self, inner: &Link) -> bool {
+        let same_id = inner.mark().is_some_and(|mark| mark.id == self.spec.id);
+        let same_name = self.spec.ifname.as_ref().is_none_or(|n| *n == inner.name);
+        same_id && same_name
+    }
+
+    /// Makes the pair and marks both ends.
+    async fn create(
+        &self,
+        links: &[Link],
+        bridge: u32,
+        undo: &mut Undo,
+    ) -> Result<(Link, Link), HostError> {
+        let host_name = self.free_host_ifname(links).await?;
+        let host_end = self.host_end(host_name.clone(), bridge);
+        if let Err(error) = self.network.add_veth(&host_end, &self.inner_end()).await {
+            return Err(self.explain_exists(error, &host_name).await);
+        }
+        undo.push(Step::Link(self.network.clone(), host_name.clone()));
+        let vanished = || HostError::NoNetwork(format!("link {host_name}"));
+        let host = self.network.link_by_name(&host_name).await?;
+        let host = host.ok_or_else(vanished)?;
+        let inner_index = host.peer.ok_or_else(vanished)?;
+        let inner = self.reread(&self.workload, inner_index).await?;
+        let mark = Mark::new(&self.spec.id, &inner.name, &self.spec.owner);
+        self.network.mark_link(&host.name, &mark).await?;
+        self.workload.mark_link(&inner.name, &mark).await?;
+        Ok((host, inner))
+    }
+
+    /// The first name of this id's sequence that no other endpoint of ours has. One that was made but
+    /// not marked is a leftover of a killed attach and goes; one that is not ours stays.
+    async fn free_host_ifname(&self, links: &[Link]) -> Result<String, HostError> {
+        let mut name = String::new();
+        for attempt in 0..NAME_ATTEMPTS {
+            name = nth_host_ifname(&self.spec.id, attempt);
+            match find(links, &name) {
+                None => return Ok(name),
+                Some(link) if is_half_made(link) => {
+                    delete_pair(&self.network, link).await?;
+                    return Ok(name);
+                }
+                Some(link) if endpoint_mark(link).is_some() => {}
+                Some(link) => return Err(self.foreign_link(link)),
+            }
+        }
+        Err(self.name_taken(&name, &self.network))
+    }
+
+    fn foreign_link(&self, link: &Link) -> HostError {
+        HostError::Foreign {
+            what: format!(
+                "link {} in netns {}",
+                link.name,
+                self.spec.network_netns.display()
+            ),
+            expected: Mark::new(&self.spec.id, "*", "*").to_string(),
+            found: match link.mark() {
+                Some(mark) => mark.to_string(),
+                None => "no mark".into(),
+            },
+        }
+    }
+
+    /// `EEXIST` may be about either end; says which.
+    async fn explain_exists(&self, error: HostError, host_name: &str) -> HostError {
+        if error.errno() != Some(Errno::EEXIST) {
+            return error;
+        }
+        if let Some(name) = &self.spec.ifname
+            && let Ok(Some(_)) = self.workload.link_by_name(name).await
+        {
+            return self.name_taken(name, &self.workload);
+        }
+        match self.network.link_by_name(host_name).await {
+            Ok(Some(link)) => self.foreign_link(&link),
+            _ => error,
+        }
+    }
+
+    fn name_taken(&self, name: &str, netlink: &Netlink) -> HostError {
+        HostError::NameTaken {
+            ifname: name.to_owned(),
+            netns: netlink.netns_id(),
+        }
+    }
+
+    fn host_end(&self, name: String, bridge: u32) -> VethEnd<'_> {
+        VethEnd {
+            name,
+            mac: None,
+            mtu: self.spec.mtu,
+            gso: self.spec.gso,
+            tx_queue_len: None,
+            bridge: Some(bridge),
+            raw: false,
+            netns: None,
+            grouped: true,
+        }
+    }
+
+    fn inner_end(&self) -> VethEnd<'_> {
+        VethEnd {
+            name: self.spec.ifname.clone().unwrap_or(ANY_ETH.into()),
+            mac: Some(self.spec.mac),
+            mtu: self.spec.mtu,
+            gso: self.spec.gso,
+            tx_queue_len: None,
+            bridge: None,
+            raw: false,
+            netns: Some(&self.workload_netns),
+            grouped: false,
+        }
+    }
+
+    /// The FDB entry comes first: a locked port drops everything without one.
+    async fn set_port(&self, host: &Link) -> Result<(), HostError> {
+        let flags = match self.spec.isolate_spoofing {
+            true => BridgePortFlags::LOCKED,
+            false => BridgePortFlags::WORKLOAD,
+        };
+        if self.spec.isolate_spoofing {
+            self.network
+                .put_static_fdb(host.index, self.spec.mac)
+                .await?;
+        }
+        self.network.set_port(&host.name, flags).await
+    }
+
+    async fn set_workload(&self, inner: &Link) -> Result<(), HostError> {
+        let v6 = match self.spec.has_v6() {
+            true => Scope::WorkloadWithV6,
+            false => Scope::WorkloadWithoutV6,
+        };
+        sysctl::set(&self.workload_netns, &[(v6, &inner.name)])?;
+        for address in &self.spec.addresses {
+            self.workload.put_address(inner.index, *address).await?;
+        }
+        self.workload.set_up(&inner.name).await?;
+        for (destination, gateway) in &self.spec.routes {
+            self.workload
+                .put_route(inner.index, *destination, *gateway)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn reread(&self, netlink: &Netlink, index: u32) -> Result<Link, HostError> {
+        let link = netlink.link_by_index(index).await?;
+        link.ok_or_else(|| HostError::NoNetwork(format!("link {index} of {}", self.spec.workload)))
+    }
+}
+
+const HOST_PREFIX: &str = "veth";
+/// A template: the kernel takes the first free number.
+const ANY_ETH: &str = "eth%d";
+const NAME_ATTEMPTS: u32 = 8;
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::UplinkKind;
+
+    fn spec() -> EndpointSpec {
+        EndpointSpec {
+            network_netns: "/nonexistent/n".into(),
+            id: "zmq0dp2jpu1tz4mfk8zl1p0a2".into(),
+            segment_index: 0,
+            workload: WorkloadRef::Name("c1".into()),
+            ifname: None,
+            mac: Mac([2, 0x42, 10, 0, 1, 2]),
+            addresses: vec!["10.0.1.2/24".parse().unwrap()],
+            mtu: 1450,
+            gso: GsoSizes::fit(1450, UplinkKind::Packet),
+            routes: Vec::new(),
+            owner: "node".into(),
+            isolate_spoofing: true,
+        }
+    }
+
+    #[test]
+    fn port_names_are_stable_and_differ_by_id_and_attempt() {
+        let name = host_ifname("zmq0dp2jpu1tz4mfk8zl1p0a2");
+        assert_eq!(name, host_ifname("zmq0dp2jpu1tz4mfk8zl1p0a2"));
+        assert!(is_host_ifname(&name) && name.len() == 11);
+        let mut names: Vec<String> = (0..8).map(|n| nth_host_ifname("id", n)).collect();
+        names.extend((0..1000).map(|n| host_ifname(&format!("id{n}"))));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 1008);
+    }
+
+    #[test]
+    fn only_our_pattern_is_a_port_name() {
+        for name in ["veth", "veth0", "veth12345678", "vethx234567", "eth1234567"] {
+            assert!(!is_host_ifname(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_anything_is_changed() {
+        assert!(spec().check().is_ok());
+        let change = |f: fn(&mut EndpointSpec)| {
+            let mut changed = spec();
+            f(&mut changed);
+            changed.check()
+        };
+        for result in [
+            change(|s| s.id = "a:b".into()),
+            change(|s| s.mtu = 0),
+            change(|s| s.mac = Mac::BROADCAST),
+            change(|s| s.ifname = Some("eth%d".into())),
+            change(|s| s.ifname = Some("a-name-too-long-".into())),
+            change(|s| s.ifname = Some("..".into())),
+            change(|s| {
+                s.routes = vec![("::/0".parse().unwrap(), "10.0.1.254".parse().unwrap())];
+            }),
+        ] {
+            assert!(matches!(result, Err(HostError::Invalid(_))), "{result:?}");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Processes of a lab: started inside a namespace, known by pid and start time, ended by exactly that.
+//!
+//! Every process carries the lab's name in its environment ([`MARK_VAR`]), and so does whatever it starts: a
+//! lab whose state file was lost can still be found and ended. A pid alone is never trusted, since
+//! the kernel gives it to somebody else once its owner is gone.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Context, LabError};
+use crate::sys::netns::Netns;
+
+/// The environment variable that marks a lab's processes; its value is the lab's name.
+pub const MARK_VAR: &str = "WEFTLAB";
+
+/// A process, so named that another one with the same pid is not mistaken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The pid.
+    pub pid: u32,
+    /// When it started, clock ticks after boot (`proc_pid_stat(5)`, field 22).
+    pub started: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    pub fn of_pid(pid: u32) -> Option<ProcessId> {
+        let stat = Stat::read(pid)?;
+        Some(ProcessId {
+            pid,
+            started: stat.started,
+        })
+    }
+
+    /// Whether it still runs. One that has ended but was not waited for yet does not.
+    pub fn alive(&self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.zombie)
+    }
+
+    /// Sends a signal, if the pid still belongs to this process.
+    pub fn signal(&self, signal: Signal) {
+        if self.alive() {
+            // It may end between the look and the signal; then there is nobody to tell.
+            let _ = kill(self.nix(), signal);
+        }
+    }
+
+    /// Whether it ended within `limit`. A child of ours is waited for, so that it leaves no zombie.
+    pub fn ended_within(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            self.reap();
+            if !self.alive() {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn reap(&self) {
+        let known = Stat::read(self.pid).is_some_and(|stat| stat.started == self.started);
+        if known {
+            let _ = waitpid(self.nix(), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+
+    fn nix(&self) -> Pid {
+        Pid::from_raw(self.pid as i32)
+    }
+}
+
+/// Ends processes together: asks first, and after `grace` insists. Returns those that had to be killed.
+pub fn end_all(processes: &[ProcessId], grace: Duration) -> Vec<ProcessId> {
+    for process in processes {
+        process.signal(Signal::SIGTERM);
+        // A stopped process only hears once it runs again.
+        process.signal(Signal::SIGCONT);
+    }
+    let end = Instant::now() + grace;
+    let left =
+        |process: &&ProcessId| !process.ended_within(end.saturating_duration_since(Instant::now()));
+    let stubborn: Vec<ProcessId> = processes.iter().filter(left).copied().collect();
+    for process in &stubborn {
+        process.signal(Signal::SIGKILL);
+    }
+    for process in &stubborn {
+        process.ended_within(Duration::from_secs(5));
+    }
+    stubborn
+}
+
+/// What to start.
+#[derive(Debug)]
+pub struct Spawn<'a> {
+    /// The lab it belongs to.
+    pub lab: &'a str,
+    /// The namespace it runs in.
+    pub netns: &'a Netns,
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub args: &'a [String],
+    /// Where its output goes, appended.
+    pub log: &'a Path,
+}
+
+/// Starts a process that outlives this one: no terminal, a process group of its own, no setting of
+/// weft's inherited from the environment.
+///
+/// # Errors
+/// [`LabError::Io`] when the namespace cannot be entered or the program not started.
+pub fn spawn(spawn: &Spawn<'_>) -> Result<ProcessId, LabError> {
+    let what = || format!("start {} {}", spawn.program.display(), spawn.args.join(" "));
+    let log = File::options().create(true).append(true).open(spawn.log);
+    let log = log.context(|| format!("open {}", spawn.log.display()))?;
+    let errors = log.try_clone().context(what)?;
+    let mut command = Command::new(spawn.program);
+    command
+        .args(spawn.args)
+        .env(MARK_VAR, spawn.lab)
+        .process_group(0);
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("WEFT_") {
+            command.env_remove(name);
+        }
+    }
+    // A child is in the namespace of the thread that starts it.
+    let child = spawn
+        .netns
+        .run_in(|| command.spawn())
+        .map_err(std::io::Error::other)
+        .and_then(|child| child)
+        .context(what)?;
+    ProcessId::of_pid(child.id()).ok_or_else(|| LabError::Ended {
+        what: what(),
+        log: log_tail(spawn.log),
+    })
+}
+
+/// Every process that carries the lab's mark, except this one and those it runs under.
+pub fn marked(lab: &str) -> io::Result<Vec<ProcessId>> {
+    let own = ancestry();
+    let mark = format!("{MARK_VAR}={lab}");
+    let mut found: Vec<ProcessId> = pids()?
+        .filter(|pid| !own.contains(pid) && has_mark(*pid, &mark))
+        .filter_map(ProcessId::of_pid)
+        .filter(ProcessId::alive)
+        .collect();
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The command line of a process, for people.
+pub fn command_line(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    words.collect::<Vec<_>>().join(" ").trim_end().to_owned()
+}
+
+/// The last lines of a log, on one line.
+pub fn log_tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let tail = lines[lines.len().saturating_sub(3)..].join(" | ");
+    match tail.is_empty() {
+        true => format!("{} is empty", log.display()),
+        false => tail,
+    }
+}
+
+fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+fn has_mark(pid: u32, mark: &str) -> bool {
+    // Processes of other users cannot be read, and are not ours.
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment
+        .split(|byte| *byte == 0)
+        .any(|entry| entry == mark.as_bytes())
+}
+
+fn ancestry() -> Vec<u32> {
+    let mut chain = vec![std::process::id()];
+    while let Some(parent) = chain
+        .last()
+        .and_then(|pid| Stat::read(*pid))
+        .map(|stat| stat.parent)
+    {
+        if parent == 0 {
+            break;
+        }
+        chain.push(parent);
+    }
+    chain
+}
+
+struct Stat {
+    zombie: bool,
+    parent: u32,
+    started: u64,
+}
+
+impl Stat {
+    fn read(pid: u32) -> Option<Stat> {
+        Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The command's name stands in parentheses and may contain any character, so fields count from the
+    /// last closing one: state is field 3, the parent 4, the start time 22.
+    fn parse(text: &str) -> Option<Stat> {
+        let fields: Vec<&str> = text[text.rfind(')')? + 1..]
+            .split_ascii_whitespace()
+            .collect();
+        Some(Stat {
+            zombie: matches!(*fields.first()?, "Z" | "X"),
+            parent: fields.get(1)?.parse().ok()?,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+const POLL: Duration = Duration::from_millis(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(lab: &str) -> (ProcessId, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let netns = Netns::current().unwrap();
+        let process = spawn(&Spawn {
+            lab,
+            netns: &netns,
+            program: Path::new("sleep"),
+            args: &["60".into()],
+            log: &dir.path().join("log"),
+        });
+        (process.unwrap(), dir)
+    }
+
+    fn unique(what: &str) -> String {
+        format!("{what}{}", std::process::id())
+    }
+
+    #[test]
+    fn a_stat_line_with_a_hostile_name_is_read_right() {
+        let line = "7 (a) S 1 (b) R 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 4242 22 23";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((stat.parent, stat.started, stat.zombie), (3, 4242, false));
+        assert!(Stat::parse("7 (a").is_none());
+    }
+
+    #[test]
+    fn a_marked_process_is_found_and_ended() {
+        let lab = unique("found");
+        let (process, _dir) = sleeper(&lab);
+        assert_eq!(marked(&lab).unwrap(), [process]);
+        assert!(command_line(process.pid).contains("sleep 60"));
+        assert!(end_all(&[process], Duration::from_secs(5)).is_empty());
+        assert!(!process.alive());
+        assert_eq!(marked(&lab).unwrap(), []);
+    }
+
+    #[test]
+    fn a_process_that_does_not_listen_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let netns = Netns::current().unwrap();
+        let log = dir.path().join("log");
+        let script = "trap '' TERM; echo deaf; while :; do sleep 0.05; done";
+        let process = spawn(&Spawn {
+            lab: &unique("deaf"),
+            netns: &netns,
+            program: Path::new("/bin/sh"),
+            args: &["-c".into(), script.into()],
+            log: &log,
+        })
+        .unwrap();
+        while fs::read_to_string(&log).unwrap() != "deaf\n" {
+            thread::sleep(POLL);
+        }
+        assert_eq!(end_all(&[process], Duration::from_millis(100)), [process]);
+        assert!(!process.alive());
+        assert_eq!(log_tail(&log), "deaf");
+    }
+
+    #[test]
+    fn another_process_with_the_same_pid_is_left_alone() {
+        let (process, _dir) = sleeper(&unique("other"));
+        let impostor = ProcessId {
+            started: process.started + 1,
+            ..process
+        };
+        assert!(!impostor.alive());
+        impostor.signal(Signal::SIGKILL);
+        end_all(&[impostor], Duration::ZERO);
+        assert!(process.alive());
+        end_all(&[process], Duration::from_secs(5));
+    }
+
+    #[test]
+    fn this_process_is_never_among_the_marked() {
+        let own = Stat::read(std::process::id()).unwrap();
+        assert!(ancestry().contains(&std::process::id()));
+        assert!(ancestry().contains(&own.parent));
+    }
+}
