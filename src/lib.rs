@@ -12,7 +12,7 @@
 //! | L6 | [`agent`] | where layers meet: networks, endpoints, state, reconciliation |
 //! | L7 | [`frontend`] | HTTP API and command line |
 //! | L7 | [`lab`] | the network-namespace test harness |
-//! | L7 | [`bench`] | throughput and latency against the kernel's VXLAN and others |
+//! | L7 | [`mod@bench`] | throughput and latency against the kernel's VXLAN and others |
 
 pub mod agent;
 pub mod bench;

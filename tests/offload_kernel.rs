@@ -295,9 +295,12 @@ fn what_we_merge_the_kernel_cuts_into_the_same_frames() {
         tags: vec![(0x8100, 5)],
         ..small[1].clone()
     };
-    for whole in small.into_iter().chain([big, tagged]) {
+    let single = Spec::udp4(&bytes(100));
+    let wholes = small.into_iter().chain([big, tagged, single]);
+    for (whole, verified) in wholes.flat_map(|w| [(w.clone(), false), (w, true)]) {
         let frames: Vec<_> = whole.segments(1378).iter().map(Spec::build).collect();
-        let merged = merge(&frames, 1, LIMITS, META, usize::MAX);
+        let meta = Meta { verified, ..META };
+        let merged = merge(&frames, 1, LIMITS, meta, usize::MAX);
         assert_eq!(merged.len(), 1);
         link.send(&merged[0].vnet, &merged[0].frame);
         let what = format!("{} frames merged", frames.len());

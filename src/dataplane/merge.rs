@@ -451,6 +451,7 @@ impl Chain {
 
     #[inline]
     fn take(&mut self, piece: Piece, step: Step) {
+        debug_assert!(self.pieces.len() < self.pieces.capacity());
         self.pieces.push(piece);
         self.buffers |= 1 << (piece.buffer % 64);
         self.seq_next = self.seq_next.wrapping_add(step.payload as u32);

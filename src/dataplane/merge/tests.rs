@@ -388,6 +388,17 @@ fn syn_fin_rst_urg_and_cwr_pass_alone_and_close_the_flow() {
 }
 
 #[test]
+fn control_frames_do_not_merge_with_each_other() {
+    for flags in [SYN | ACK, FIN | ACK, RST | ACK, URG | ACK, CWR | ACK, PSH] {
+        let mut specs = Spec::tcp4(&bytes(400)).segments(100);
+        for s in &mut specs {
+            s.flags = flags;
+        }
+        assert_eq!(counts(&specs), [1; 4], "flags {flags:#x}");
+    }
+}
+
+#[test]
 fn ece_merges_only_with_ece() {
     let ece = Spec {
         flags: ACK | ECE,

@@ -322,6 +322,24 @@ fn an_unfinished_checksum_is_finished_whatever_the_family_and_padding() {
 }
 
 #[test]
+fn padding_that_is_not_zero_does_not_enter_the_checksum() {
+    let spec = Spec {
+        padding: 6,
+        ..Spec::udp4(&bytes(5))
+    };
+    let open = Spec {
+        checksum: Sum::Unfinished,
+        ..spec.clone()
+    };
+    let (mut frame, mut want) = (open.build(), spec.build());
+    let end = frame.len() - 6;
+    frame[end..].fill(0x5a);
+    want[end..].fill(0x5a);
+    finish_checksum(&mut frame, &vnet(&spec, 0)).unwrap();
+    assert_eq!(frame, want);
+}
+
+#[test]
 fn a_frame_without_a_request_is_left_alone() {
     let spec = Spec {
         checksum: Sum::Is(0),
