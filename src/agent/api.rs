@@ -23,6 +23,9 @@ pub const OPTION_VXLANID_LIST: &str = "com.docker.network.driver.overlay.vxlanid
 pub const OPTION_MTU: &str = "com.docker.network.driver.mtu";
 /// Option key: encryption on the wire (Docker's name).
 pub const OPTION_ENCRYPTED: &str = "encrypted";
+/// Option key: `true` floods and learns on the network, to talk to VTEPs that no records describe, such as
+/// the kernel's. Nothing checks addresses there.
+pub const OPTION_INTEROP: &str = "weft.interop";
 /// The only driver whose networks weft makes.
 pub const DRIVER_OVERLAY: &str = "overlay";
 /// Version of the API in the URL prefix.
@@ -479,6 +482,9 @@ pub struct DataplaneStatus {
     pub offloads: BTreeMap<String, String>,
     /// Frames and bytes out of and into the tunnel since start.
     pub counters: Counters,
+    /// For each reason that has dropped something: what it means and what to do.
+    #[serde(default)]
+    pub drop_help: BTreeMap<String, String>,
 }
 
 /// What the dataplane has counted since it started.

@@ -26,8 +26,12 @@ pub const WORKERS_MAX: usize = 64;
 /// One setting.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// Name in the file; the flag has `-` for `_`, the variable is upper-case behind `WEFT_`.
+    /// Name in the file; the variable is upper-case behind `WEFT_`.
     pub name: &'static str,
+    /// Name of the flag, without the dashes in front: `-` for `_`.
+    pub long: &'static str,
+    /// What the help calls the value.
+    pub value: &'static str,
     /// Value when nothing is said; empty for none, or for one that depends on others.
     pub default: &'static str,
     /// What it does, one line.
@@ -37,7 +41,7 @@ pub struct Key {
 impl Key {
     /// `--run-dir`.
     pub fn flag(&self) -> String {
-        format!("--{}", self.name.replace('_', "-"))
+        format!("--{}", self.long)
     }
 
     /// `WEFT_RUN_DIR`.
@@ -46,9 +50,17 @@ impl Key {
     }
 }
 
-const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
+const fn key(
+    name: &'static str,
+    long: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Key {
     Key {
         name,
+        long,
+        value,
         default,
         help,
     }
@@ -56,68 +68,116 @@ const fn key(name: &'static str, default: &'static str, help: &'static str) -> K
 
 /// Every setting there is, in the order of the documentation.
 pub const KEYS: &[Key] = &[
-    key("node", "", "name of this node [default: the host name]"),
+    key(
+        "node",
+        "node",
+        "NAME",
+        "",
+        "name of this node [default: the host name]",
+    ),
     key(
         "vtep",
+        "vtep",
+        "IP",
         "",
         "underlay address that terminates VXLAN (required)",
     ),
     key(
         "run_dir",
+        "run-dir",
+        "DIR",
         "/run/weft",
         "directory of the socket, the lock and the network namespaces",
     ),
-    key("state_dir", "/var/lib/weft", "directory of the state file"),
-    key("socket", "", "API socket [default: <run-dir>/weft.sock]"),
+    key(
+        "state_dir",
+        "state-dir",
+        "DIR",
+        "/var/lib/weft",
+        "directory of the state file",
+    ),
+    key(
+        "socket",
+        "socket",
+        "PATH",
+        "",
+        "API socket [default: <run-dir>/weft.sock]",
+    ),
     key(
         "socket_group",
+        "socket-group",
+        "GROUP",
         "",
         "group that may use the API [default: weft, if it exists]",
     ),
     key(
         "vxlan_port",
+        "vxlan-port",
+        "PORT",
         "4789",
         "UDP port of the tunnel, the same on every node",
     ),
-    key("workers", "0", "dataplane threads; 0 takes one per core"),
+    key(
+        "workers",
+        "workers",
+        "N",
+        "0",
+        "dataplane threads; 0 leaves the choice to the number of cores",
+    ),
     key(
         "uplink",
+        "uplink",
+        "KIND",
         "auto",
         "how frames leave a network: auto, packet or tap",
     ),
     key(
         "disable_offloads",
+        "disable-offloads",
+        "LIST",
         "",
-        "offloads to switch off, comma-separated",
+        "offloads to switch off, comma-separated: udp_gso, udp_gro, coalesce, big",
     ),
     key(
         "metrics_listen",
+        "metrics-listen",
+        "ADDR:PORT",
         "",
-        "ADDR:PORT for GET /metrics over TCP [default: off]",
+        "serve GET /metrics over TCP too [default: off]",
     ),
     key(
         "log",
+        "log",
+        "FILTER",
         "info",
         "log filter, such as info or weft::agent=debug,info",
     ),
-    key("log_format", "text", "text or json"),
+    key("log_format", "log-format", "FORMAT", "text", "text or json"),
     key(
         "reconcile_interval",
+        "reconcile-interval",
+        "SECONDS",
         "10",
         "seconds between comparisons of state and kernel",
     ),
     key(
         "default_address_pool",
+        "default-address-pool",
+        "CIDR",
         "10.0.0.0/8",
         "where subnets come from when none is given",
     ),
     key(
         "default_address_pool_mask_length",
+        "default-address-pool-mask-length",
+        "N",
         "24",
         "prefix length of those subnets",
     ),
     key(
         "cleanup_on_exit",
+        "cleanup-on-exit",
+        "BOOL",
         "false",
         "remove networks and endpoints from the kernel at a clean stop",
     ),
@@ -198,8 +258,8 @@ pub struct Settings {
     pub socket_group: Option<String>,
     /// UDP port of the tunnel.
     pub vxlan_port: u16,
-    /// Dataplane threads, at least 1.
-    pub workers: usize,
+    /// Dataplane threads; `None` leaves the choice to the dataplane.
+    pub workers: Option<usize>,
     /// Kind of uplink.
     pub uplink: Uplink,
     /// Names of offloads to switch off.
@@ -354,12 +414,11 @@ fn line_of(text: &str, name: &str) -> usize {
     text.lines().position(starts).map_or(1, |index| index + 1)
 }
 
-/// Parses and checks every value. `hostname` is the node's name when none is set, `cores` the number of
-/// workers for 0.
+/// Parses and checks every value. `hostname` is the node's name when none is set.
 ///
 /// # Errors
 /// A list of every fault found, each naming value, origin, reason and remedy.
-pub fn settings(merged: &Merged, hostname: &str, cores: usize) -> Result<Settings, Vec<ApiError>> {
+pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiError>> {
     let mut check = Check {
         merged,
         faults: Vec::new(),
@@ -378,9 +437,7 @@ pub fn settings(merged: &Merged, hostname: &str, cores: usize) -> Result<Setting
             .unwrap_or_else(|| run_dir.join("weft.sock")),
         socket_group: check.optional("socket_group", any_text),
         vxlan_port: check.parse("vxlan_port", vxlan_port).unwrap_or_default(),
-        workers: check
-            .parse("workers", |text| workers(text, cores))
-            .unwrap_or(1),
+        workers: check.parse("workers", workers).unwrap_or_default(),
         uplink: check.parse("uplink", uplink).unwrap_or_default(),
         disable_offloads: check
             .optional("disable_offloads", word_list)
@@ -540,13 +597,13 @@ fn vxlan_port(text: &str) -> Result<u16, Wrong> {
     }
 }
 
-fn workers(text: &str, cores: usize) -> Result<usize, Wrong> {
+fn workers(text: &str) -> Result<Option<usize>, Wrong> {
     match text.parse::<usize>() {
-        Ok(0) => Ok(cores.clamp(1, WORKERS_MAX)),
-        Ok(count) if count <= WORKERS_MAX => Ok(count),
+        Ok(0) => Ok(None),
+        Ok(count) if count <= WORKERS_MAX => Ok(Some(count)),
         _ => Err(Wrong(
             "is not a number from 0 to 64".into(),
-            "give 0 for one thread per core",
+            "give 0 to let the number of cores decide",
         )),
     }
 }
@@ -595,8 +652,6 @@ fn word_list(text: &str) -> Result<Vec<String>, Wrong> {
 const OFFLOAD_WORDS: &[(&str, &str)] = &[
     ("udp_gso", "udp_gso"),
     ("udp_gro", "udp_gro"),
-    ("tso", "tso"),
-    ("uso", "uso"),
     ("coalesce", "coalesce"),
     ("big", "big"),
 ];
@@ -661,7 +716,7 @@ mod tests {
     }
 
     fn resolve(sources: &Sources<'_>) -> Result<Settings, Vec<ApiError>> {
-        settings(&merge(sources)?, "host1", 2)
+        settings(&merge(sources)?, "host1")
     }
 
     #[test]
@@ -670,7 +725,7 @@ mod tests {
         assert_eq!(settings.node, "host1");
         assert_eq!(settings.socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(settings.vxlan_port, DEFAULT_VXLAN_PORT);
-        assert_eq!(settings.workers, 2);
+        assert_eq!(settings.workers, None);
         assert_eq!(settings.uplink, Uplink::Auto);
         let errors = resolve(&Sources::default()).unwrap_err();
         assert_eq!(errors.len(), 1);
@@ -704,8 +759,8 @@ mod tests {
             "file /etc/weft/config.toml"
         );
         assert_eq!(merged["uplink"].origin, Origin::Default);
-        let settings = settings(&merged, "host1", 2).unwrap();
-        assert_eq!((settings.workers, settings.vxlan_port), (5, 5002));
+        let settings = settings(&merged, "host1").unwrap();
+        assert_eq!((settings.workers, settings.vxlan_port), (Some(5), 5002));
         assert_eq!(settings.node, "f");
     }
 
@@ -741,7 +796,7 @@ mod tests {
             ("default_address_pool_mask_length", "31"),
             ("reconcile_interval", "0"),
             ("cleanup_on_exit", "maybe"),
-            ("disable_offloads", "udp-gso,tso"),
+            ("disable_offloads", "udp-gso,big"),
             ("node", "-n"),
         ]))
         .unwrap_err();

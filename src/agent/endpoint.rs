@@ -388,6 +388,7 @@ mod tests {
             attachable: false,
             labels: BTreeMap::new(),
             mtu_underlay: None,
+            interop: false,
             segments: segments.collect(),
         }
     }

@@ -100,8 +100,6 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, ERROR;
     /// The request body is larger than the API takes.
     BodyTooLarge = "body_too_large", 413, ERROR;
-    /// A body that is not JSON.
-    UnsupportedMediaType = "unsupported_media_type", 415, ERROR;
     /// A short id that fits several things.
     AmbiguousReference = "ambiguous_reference", 409, ERROR;
     /// The name belongs to another network or endpoint.

@@ -21,6 +21,7 @@ pub mod ident;
 pub mod metrics;
 pub mod network;
 pub mod plumbing;
+pub mod preflight;
 pub mod reconcile;
 pub mod records;
 pub mod state;

@@ -10,7 +10,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
 use super::api::{
-    CreateNetwork, DRIVER_OVERLAY, IpamConfigRequest, OPTION_ENCRYPTED, OPTION_MTU,
+    CreateNetwork, DRIVER_OVERLAY, IpamConfigRequest, OPTION_ENCRYPTED, OPTION_INTEROP, OPTION_MTU,
     OPTION_VXLANID_LIST,
 };
 use super::error::{ApiError, ErrorCode};
@@ -30,7 +30,12 @@ pub const MTU_INNER_MIN: u32 = 576;
 /// The smallest MTU for IPv6, in bytes (RFC 8200 §5).
 pub const MTU_INNER_MIN_IPV6: u32 = 1280;
 /// Options a network may have.
-const OPTIONS: [&str; 3] = [OPTION_VXLANID_LIST, OPTION_MTU, OPTION_ENCRYPTED];
+const OPTIONS: [&str; 4] = [
+    OPTION_VXLANID_LIST,
+    OPTION_MTU,
+    OPTION_INTEROP,
+    OPTION_ENCRYPTED,
+];
 
 /// One subnet with its gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +101,9 @@ pub struct Network {
     /// The underlay MTU asked for, in bytes; the device's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_underlay: Option<u32>,
+    /// Flood and learn, to talk to VTEPs that no records describe.
+    #[serde(default)]
+    pub interop: bool,
     /// One per IPv4 subnet, at least one.
     pub segments: Vec<Segment>,
 }
@@ -107,6 +115,9 @@ impl Network {
         let mut options = BTreeMap::from([(OPTION_VXLANID_LIST.to_owned(), vnis.join(","))]);
         if let Some(mtu) = self.mtu_underlay {
             options.insert(OPTION_MTU.into(), mtu.to_string());
+        }
+        if self.interop {
+            options.insert(OPTION_INTEROP.into(), "true".into());
         }
         options
     }
@@ -348,6 +359,7 @@ impl Catalog {
             attachable: wish.attachable,
             labels: wish.labels.clone(),
             mtu_underlay: options.mtu,
+            interop: options.interop,
             segments: Vec::new(),
         };
         let (vnis, last_vni) = self.fill_vnis(vnis, subnets.v4.len())?;
@@ -652,6 +664,7 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
 struct Options {
     vnis: Vec<Vni>,
     mtu: Option<u32>,
+    interop: bool,
 }
 
 impl Options {
@@ -665,6 +678,7 @@ impl Options {
             match name.as_str() {
                 OPTION_VXLANID_LIST => parsed.vnis = parse_vnis(value)?,
                 OPTION_MTU => parsed.mtu = Some(parse_mtu(value, ipv6, vtep)?),
+                OPTION_INTEROP => parsed.interop = parse_switch(name, value)?,
                 OPTION_ENCRYPTED => {
                     return Err(unsupported(
                         "encryption on the wire (option \"encrypted\", whatever its value)",
@@ -676,12 +690,26 @@ impl Options {
                     return Err(ApiError::new(
                         ErrorCode::InvalidOption,
                         format!("option \"{name}\" is unknown{hint}"),
-                        format!("known options: {OPTION_MTU}, {OPTION_VXLANID_LIST}"),
+                        format!(
+                            "known options: {OPTION_MTU}, {OPTION_VXLANID_LIST}, {OPTION_INTEROP}"
+                        ),
                     ));
                 }
             }
         }
         Ok(parsed)
+    }
+}
+
+fn parse_switch(name: &str, value: &str) -> Result<bool, ApiError> {
+    match value {
+        "true" | "1" | "" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(ApiError::new(
+            ErrorCode::InvalidOption,
+            format!("option {name} = \"{value}\" is neither true nor false"),
+            format!("write {name}=true, or leave it out"),
+        )),
     }
 }
 

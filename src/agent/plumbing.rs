@@ -18,6 +18,7 @@ use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
 
 pub mod fake;
+pub mod linux;
 
 /// Result of a verb.
 pub type Outcome<T> = Result<T, ApiError>;
@@ -31,6 +32,8 @@ pub struct NetworkPlan {
     pub name: String,
     /// The underlay MTU asked for, in bytes; the device's own when absent.
     pub mtu_underlay: Option<u32>,
+    /// Flood and learn, to talk to VTEPs that no records describe.
+    pub interop: bool,
     /// Segments in order of their index.
     pub segments: Vec<SegmentPlan>,
 }
@@ -64,6 +67,7 @@ impl NetworkPlan {
             id: network.id.clone(),
             name: network.name.clone(),
             mtu_underlay: network.mtu_underlay,
+            interop: network.interop,
             segments: segments.collect(),
         }
     }
@@ -105,6 +109,8 @@ pub struct EndpointPlan {
     pub ifname: Option<String>,
     /// Other subnets of the network and the gateway that leads there.
     pub routes: Vec<(IpNetwork, IpAddr)>,
+    /// The workload may send with addresses nobody gave it.
+    pub interop: bool,
 }
 
 impl EndpointPlan {
@@ -119,6 +125,7 @@ impl EndpointPlan {
             ips: endpoint.ips.clone(),
             ifname: (!endpoint.ifname.is_empty()).then(|| endpoint.ifname.clone()),
             routes: sibling_routes(network, endpoint.segment),
+            interop: network.interop,
         }
     }
 }

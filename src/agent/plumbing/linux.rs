@@ -1,0 +1,747 @@
+//! Plumbing on Linux: the host layer's verbs, the one table writer and the dataplane, kept in step.
+//!
+//! A network comes up as: kernel objects, table segments, uplinks; it goes down in the opposite order. What
+//! this process holds of a network is in [`Held`]; what the kernel holds is asked anew each time.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::{
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, SegmentPlan,
+    Underlay, Workload,
+};
+use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
+use crate::agent::config::{Settings, Uplink};
+use crate::agent::error::{ApiError, ErrorCode};
+use crate::agent::ident;
+use crate::agent::network::{MTU_INNER_MIN, overhead};
+use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, UplinkSource};
+use crate::dataplane::verdict::DropReason;
+use crate::host::{
+    EndpointSpec, GsoSizes, HostError, NetworkSandbox, NetworkSpec, SegmentLinks, SegmentSpec,
+    UplinkKind, WorkloadRef,
+};
+use crate::sys::clock::now_ns;
+use crate::sys::packet::{PacketOptions, PacketSocket};
+use crate::sys::tap::Tap;
+use crate::tables::record::EndpointRecord;
+use crate::tables::{SegmentConfig, SegmentIndex, SegmentPolicy, TableError, TableWriter};
+use crate::wire::Vni;
+
+/// Index of `lo` in every network namespace (the kernel makes it first).
+const LOOPBACK_INDEX: u32 = 1;
+/// How long a learned station is believed, in seconds; the kernel's own default for bridges and VXLAN.
+const AGEING_S: u32 = 300;
+
+/// The real thing.
+#[derive(Debug)]
+pub struct LinuxPlumbing {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: String,
+    vtep: IpAddr,
+    run_dir: PathBuf,
+    uplink: UplinkKind,
+    big: bool,
+    tables: Mutex<TableWriter>,
+    dataplane: RwLock<Option<Dataplane>>,
+    held: Mutex<HashMap<String, Held>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("node", &self.node)
+            .field("vtep", &self.vtep)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What this process holds of a network that is up.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    mtu: u32,
+    /// Segments in the tables.
+    vnis: Vec<Vni>,
+    /// Those of them that have an uplink.
+    segments: Vec<HeldSegment>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HeldSegment {
+    vni: Vni,
+    index: SegmentIndex,
+    /// Namespace inode and interface index the uplink was opened with; another pair means another device.
+    uplink: (u64, u32),
+}
+
+impl LinuxPlumbing {
+    /// Chooses the uplink and starts the dataplane in the caller's network namespace.
+    ///
+    /// # Errors
+    /// `port_in_use`, `vtep_not_local`, `tun_missing`, `capability_missing`, `dataplane_failed`.
+    pub async fn start(settings: &Settings) -> Outcome<LinuxPlumbing> {
+        let uplink = choose_uplink(settings.uplink)?;
+        let off = |name: &str| settings.disable_offloads.iter().any(|word| word == name);
+        let mut config = DataplaneConfig {
+            port: settings.vxlan_port,
+            segmentation: !off("udp_gso"),
+            receive_coalescing: !off("udp_gro"),
+            ..DataplaneConfig::new(settings.vtep)
+        };
+        if let Some(workers) = settings.workers {
+            config.workers = workers;
+        }
+        let big = uplink == UplinkKind::Packet && !off("big");
+        if !big {
+            config.worker.merge.max_len = config.worker.merge.max_len.min(65_535);
+        }
+        if off("coalesce") {
+            config.worker.merge.max_segments = 1;
+            config.worker.merge.udp_segments_max = 1;
+        }
+        let (writer, tables) = TableWriter::new(settings.vxlan_port, rand::random());
+        let dataplane = Dataplane::start(config, tables).map_err(dataplane_error)?;
+        let learned = dataplane.learned().clone();
+        let shared = Arc::new(Shared {
+            node: settings.node.clone(),
+            vtep: settings.vtep,
+            run_dir: settings.run_dir.clone(),
+            uplink,
+            big,
+            tables: Mutex::new(writer),
+            dataplane: RwLock::new(Some(dataplane)),
+            held: Mutex::default(),
+        });
+        let learner = Arc::downgrade(&shared);
+        let thread = std::thread::Builder::new().name("weft-learn".into());
+        let started = thread.spawn(move || {
+            let mut last_ageing = 0;
+            loop {
+                let event = learned.recv_timeout(Duration::from_secs(1));
+                let Some(shared) = learner.upgrade() else {
+                    return;
+                };
+                let now_s = (now_ns() / 1_000_000_000) as u32;
+                match event {
+                    Ok(seen) => drop(shared.tables().learn(
+                        seen.segment,
+                        seen.mac,
+                        seen.vtep,
+                        seen.now_s,
+                    )),
+                    Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return,
+                    Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+                }
+                if now_s.saturating_sub(last_ageing) >= 10 {
+                    last_ageing = now_s;
+                    shared.tables().age(now_s, AGEING_S);
+                }
+            }
+        });
+        started.map_err(|e| ApiError::internal(format!("no thread for learning: {e}")))?;
+        Ok(LinuxPlumbing { shared })
+    }
+}
+
+/// Removes every network and endpoint under a run directory; tells what that was.
+///
+/// # Errors
+/// `kernel_refused`.
+pub async fn sweep_all(run_dir: &Path) -> Outcome<Vec<String>> {
+    sweep_but(run_dir, &HashSet::new()).await
+}
+
+async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String>> {
+    let report = crate::host::sweep(run_dir, keep)
+        .await
+        .map_err(host_error)?;
+    for error in &report.errors {
+        tracing::warn!(%error, "sweep left something");
+    }
+    let networks = report
+        .networks_removed
+        .iter()
+        .map(|id| format!("network {id}"));
+    let endpoints = report
+        .endpoints_removed
+        .iter()
+        .map(|id| format!("endpoint {id}"));
+    Ok(networks.chain(endpoints).collect())
+}
+
+fn choose_uplink(wish: Uplink) -> Outcome<UplinkKind> {
+    match wish {
+        Uplink::Packet => Ok(UplinkKind::Packet),
+        Uplink::Tap => Ok(UplinkKind::Tap),
+        Uplink::Auto => match PacketSocket::open(LOOPBACK_INDEX, &PacketOptions::default()) {
+            Ok(_) => Ok(UplinkKind::Packet),
+            Err(error) if Path::new("/dev/net/tun").exists() => {
+                tracing::warn!(%error, "no packet sockets here: using TAP devices");
+                Ok(UplinkKind::Tap)
+            }
+            Err(error) => Err(ApiError::new(
+                ErrorCode::TunMissing,
+                format!("neither packet sockets ({error}) nor /dev/net/tun can be used"),
+                "give the agent CAP_NET_RAW, or load the tun module: modprobe tun",
+            )),
+        },
+    }
+}
+
+impl Shared {
+    fn tables(&self) -> MutexGuard<'_, TableWriter> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn netns_path(&self, id: &str) -> PathBuf {
+        self.run_dir.join("netns").join(ident::short(id))
+    }
+
+    fn with_dataplane<T>(
+        &self,
+        work: impl FnOnce(&Dataplane) -> Result<T, DataplaneError>,
+    ) -> Outcome<T> {
+        let guard = self
+            .dataplane
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let dataplane = guard
+            .as_ref()
+            .ok_or(DataplaneError::Stopped)
+            .map_err(dataplane_error)?;
+        work(dataplane).map_err(dataplane_error)
+    }
+
+    fn spec(&self, plan: &NetworkPlan, mtu: u32) -> NetworkSpec {
+        let segments = plan
+            .segments
+            .iter()
+            .enumerate()
+            .map(|(index, segment)| SegmentSpec {
+                index,
+                vni: segment.vni.value(),
+                gateways: segment.gateways.clone(),
+                mtu,
+                uplink: self.uplink,
+            });
+        NetworkSpec {
+            id: plan.id.clone(),
+            netns_path: self.netns_path(&plan.id),
+            segments: segments.collect(),
+            owner: self.node.clone(),
+        }
+    }
+
+    async fn inner_mtu(&self, plan: &NetworkPlan) -> Outcome<u32> {
+        let outer = match plan.mtu_underlay {
+            Some(mtu) => mtu,
+            None => {
+                crate::host::underlay_device(self.vtep)
+                    .await
+                    .map_err(host_error)?
+                    .mtu
+            }
+        };
+        // A datagram of 65507 bytes is the most an inner frame has to fit.
+        let inner = outer.saturating_sub(overhead(self.vtep)).min(65_485);
+        if inner >= MTU_INNER_MIN {
+            return Ok(inner);
+        }
+        Err(ApiError::new(
+            ErrorCode::InvalidMtu,
+            format!("the underlay's MTU of {outer} leaves {inner} bytes for workloads: too little"),
+            format!(
+                "raise the device's MTU to at least {}",
+                MTU_INNER_MIN + overhead(self.vtep)
+            ),
+        ))
+    }
+
+    async fn up(&self, plan: NetworkPlan) -> Outcome<NetworkUp> {
+        let mtu = self.inner_mtu(&plan).await?;
+        let spec = self.spec(&plan, mtu);
+        let existed = crate::host::list_endpoints(&spec.netns_path).await.is_ok();
+        let sandbox = crate::host::ensure_network(&spec)
+            .await
+            .map_err(host_error)?;
+        match self.take_in(&plan, &spec, &sandbox, mtu).await {
+            Ok(()) => Ok(NetworkUp {
+                netns: spec.netns_path,
+                mtu,
+            }),
+            Err(error) => {
+                self.let_go(&plan.id);
+                // Workloads of an earlier agent keep their interfaces: the next try may succeed.
+                if !existed && let Err(left) = crate::host::remove_network(&spec.netns_path).await {
+                    tracing::warn!(%left, "undoing a failed network left something");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Tables and uplinks of a network whose kernel objects are there.
+    async fn take_in(
+        &self,
+        plan: &NetworkPlan,
+        spec: &NetworkSpec,
+        sandbox: &NetworkSandbox,
+        mtu: u32,
+    ) -> Outcome<()> {
+        let netns_id = sandbox
+            .netns
+            .id()
+            .map_err(|e| refused(format!("cannot look at the namespace: {e}")))?
+            .1;
+        for (segment, links) in plan.segments.iter().zip(&sandbox.segments) {
+            let index = self.put_segment(plan, segment, mtu)?;
+            self.note_segment(&plan.id, segment.vni, mtu);
+            let device = links.held_ifindex.map(|ifindex| (netns_id, ifindex));
+            let known = self.held_segment(&plan.id, segment.vni);
+            if known.is_some_and(|known| Some(known.uplink) == device) {
+                continue;
+            }
+            if known.is_some() {
+                self.with_dataplane(|dataplane| dataplane.remove_uplink(index))?;
+            }
+            let uplink = self
+                .open_uplink(spec, sandbox, links, index, netns_id)
+                .await?;
+            if let Some(held) = self.held().get_mut(&plan.id) {
+                held.segments.retain(|held| held.vni != segment.vni);
+                held.segments.push(HeldSegment {
+                    vni: segment.vni,
+                    index,
+                    uplink,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn note_segment(&self, network: &str, vni: Vni, mtu: u32) {
+        let mut all = self.held();
+        let held = all.entry(network.to_owned()).or_default();
+        held.mtu = mtu;
+        if !held.vnis.contains(&vni) {
+            held.vnis.push(vni);
+        }
+    }
+
+    fn held_segment(&self, network: &str, vni: Vni) -> Option<HeldSegment> {
+        self.held()
+            .get(network)?
+            .segments
+            .iter()
+            .find(|segment| segment.vni == vni)
+            .copied()
+    }
+
+    fn put_segment(
+        &self,
+        plan: &NetworkPlan,
+        segment: &SegmentPlan,
+        mtu: u32,
+    ) -> Outcome<SegmentIndex> {
+        let policy = if plan.interop {
+            SegmentPolicy::interop()
+        } else {
+            SegmentPolicy::default()
+        };
+        let mut tables = self.tables();
+        if let Some(index) = tables.segment_index(segment.vni) {
+            tables
+                .update_segment(segment.vni, mtu, policy)
+                .map_err(table_error)?;
+            return Ok(index);
+        }
+        let config = SegmentConfig {
+            vni: segment.vni,
+            network: plan.id.clone(),
+            mtu,
+            subnets: segment.subnets.clone(),
+            gateways: segment
+                .gateways
+                .iter()
+                .map(|gateway| gateway.ip())
+                .collect(),
+            gateway_mac: segment.gateway_mac,
+            policy,
+        };
+        tables.add_segment(config).map_err(table_error)
+    }
+
+    /// Opens what leads to the bridge and hands it to the workers.
+    async fn open_uplink(
+        &self,
+        spec: &NetworkSpec,
+        sandbox: &NetworkSandbox,
+        links: &SegmentLinks,
+        index: SegmentIndex,
+        netns_id: u64,
+    ) -> Outcome<(u64, u32)> {
+        if self.uplink == UplinkKind::Packet {
+            let ifindex = links
+                .held_ifindex
+                .ok_or_else(|| refused(format!("{} has no index", links.held)))?;
+            let source = UplinkSource::Packet {
+                netns: &sandbox.netns,
+                ifindex,
+            };
+            self.with_dataplane(|dataplane| dataplane.add_uplink(index, source))?;
+            return Ok((netns_id, ifindex));
+        }
+        let queues = self.with_dataplane(|dataplane| Ok(dataplane.worker_count()))?;
+        let opened = sandbox.netns.run_in(|| Tap::open(&links.held, queues));
+        let taps = opened
+            .and_then(|taps| taps)
+            .map_err(|e| refused(e.to_string()))?;
+        let ifindex = crate::host::finish_tap(spec, links.index)
+            .await
+            .map_err(host_error)?;
+        self.with_dataplane(|dataplane| dataplane.add_uplink(index, UplinkSource::Tap(taps)))?;
+        Ok((netns_id, ifindex))
+    }
+
+    /// Takes a network out of dataplane and tables.
+    fn let_go(&self, id: &str) {
+        let Some(held) = self.held().remove(id) else {
+            return;
+        };
+        for segment in &held.segments {
+            if let Err(error) =
+                self.with_dataplane(|dataplane| dataplane.remove_uplink(segment.index))
+            {
+                tracing::warn!(%error, "an uplink stays with the workers");
+            }
+        }
+        let mut tables = self.tables();
+        for vni in held.vnis {
+            tables.remove_segment(vni);
+        }
+    }
+
+    async fn attach(&self, plan: EndpointPlan) -> Outcome<EndpointUp> {
+        let mtu = self.held().get(&plan.network).map(|held| held.mtu);
+        let mtu = mtu.ok_or_else(|| ApiError::internal("an endpoint on a network that is down"))?;
+        let sizes = if self.big {
+            self.uplink
+        } else {
+            UplinkKind::Tap
+        };
+        let spec = EndpointSpec {
+            network_netns: self.netns_path(&plan.network),
+            id: plan.id,
+            segment_index: plan.segment,
+            workload: workload_ref(&plan.target),
+            ifname: plan.ifname,
+            mac: plan.mac,
+            addresses: plan.ips,
+            mtu,
+            gso: GsoSizes::fit(mtu, sizes),
+            routes: plan.routes,
+            owner: self.node.clone(),
+            isolate_spoofing: !plan.interop,
+        };
+        let attached = crate::host::attach(&spec).await.map_err(host_error)?;
+        Ok(EndpointUp {
+            ifname: attached.ifname,
+            mtu,
+        })
+    }
+}
+
+impl Plumbing for LinuxPlumbing {
+    fn workload(&self, target: &str) -> Outcome<Workload> {
+        let reference = workload_ref(target);
+        let netns = reference.open().map_err(host_error)?;
+        let (_, netns_inode) = netns
+            .id()
+            .map_err(|e| refused(format!("cannot look at {target}: {e}")))?;
+        Ok(Workload {
+            path: reference.path(),
+            netns_inode,
+        })
+    }
+
+    fn underlay(&self) -> BoxFuture<'_, Outcome<Underlay>> {
+        async {
+            let device = crate::host::underlay_device(self.shared.vtep)
+                .await
+                .map_err(host_error)?;
+            Ok(Underlay {
+                ifname: device.name,
+                mtu: device.mtu,
+            })
+        }
+        .boxed()
+    }
+
+    fn network_up(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<NetworkUp>> {
+        self.shared.up(plan).boxed()
+    }
+
+    fn network_down<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Outcome<()>> {
+        async move {
+            self.shared.let_go(id);
+            crate::host::remove_network(&self.shared.netns_path(id))
+                .await
+                .map_err(host_error)
+        }
+        .boxed()
+    }
+
+    fn endpoint_up(&self, plan: EndpointPlan) -> BoxFuture<'_, Outcome<EndpointUp>> {
+        self.shared.attach(plan).boxed()
+    }
+
+    fn endpoint_down<'a>(
+        &'a self,
+        network: &'a str,
+        endpoint: &'a str,
+    ) -> BoxFuture<'a, Outcome<()>> {
+        async move {
+            crate::host::detach(&self.shared.netns_path(network), endpoint)
+                .await
+                .map_err(host_error)
+        }
+        .boxed()
+    }
+
+    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>> {
+        async move {
+            match crate::host::list_endpoints(&self.shared.netns_path(network)).await {
+                Ok(found) => Ok(Some(
+                    found.into_iter().map(|endpoint| endpoint.id).collect(),
+                )),
+                Err(HostError::NoNetwork(_)) => Ok(None),
+                Err(error) => Err(host_error(error)),
+            }
+        }
+        .boxed()
+    }
+
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+        async move {
+            let gone: Vec<String> = {
+                let held = self.shared.held();
+                held.keys()
+                    .filter(|id| !keep.contains_key(*id))
+                    .cloned()
+                    .collect()
+            };
+            gone.iter().for_each(|id| self.shared.let_go(id));
+            let keep = keep
+                .into_iter()
+                .flat_map(|(id, endpoints)| endpoints.into_iter().chain([id]))
+                .collect();
+            sweep_but(&self.shared.run_dir, &keep).await
+        }
+        .boxed()
+    }
+
+    fn put_local(&self, record: &EndpointRecord) -> Outcome<()> {
+        self.shared
+            .tables()
+            .upsert_local(record)
+            .map(drop)
+            .map_err(table_error)
+    }
+
+    fn put_remote(&self, record: &EndpointRecord) -> Outcome<()> {
+        self.shared
+            .tables()
+            .upsert_remote(record)
+            .map(drop)
+            .map_err(table_error)
+    }
+
+    fn remove_record(&self, vni: Vni, endpoint: &str) {
+        self.shared.tables().remove(vni, endpoint);
+    }
+
+    fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()> {
+        self.shared
+            .tables()
+            .set_vteps(vni, vteps)
+            .map_err(table_error)
+    }
+
+    fn dataplane(&self) -> DataplaneStatus {
+        let Ok((snapshot, offloads, workers)) = self
+            .shared
+            .with_dataplane(|d| Ok((d.counters(), d.offloads(), d.worker_count())))
+        else {
+            return DataplaneStatus {
+                uplink: "stopped".into(),
+                ..DataplaneStatus::default()
+            };
+        };
+        let mut counters = Counters {
+            encap_frames: snapshot.encap_frames,
+            encap_bytes: snapshot.encap_bytes,
+            decap_frames: snapshot.decap_datagrams,
+            decap_bytes: snapshot.decap_bytes,
+            ..Counters::default()
+        };
+        counters.other.extend(
+            snapshot
+                .fields()
+                .into_iter()
+                .map(|(name, _, value)| (name.to_owned(), value)),
+        );
+        let mut status = DataplaneStatus {
+            workers,
+            ..DataplaneStatus::default()
+        };
+        for reason in DropReason::ALL {
+            let count = snapshot.dropped(*reason);
+            counters.drops.insert(reason.name().into(), count);
+            if count > 0 {
+                status
+                    .drop_help
+                    .insert(reason.name().into(), reason.help().into());
+            }
+        }
+        status.counters = counters;
+        status.uplink = if self.shared.uplink == UplinkKind::Packet {
+            "packet"
+        } else {
+            "tap"
+        }
+        .into();
+        let word = |on: bool| if on { "on" } else { "off" }.to_owned();
+        status
+            .offloads
+            .insert("udp_gso".into(), word(offloads.segmentation));
+        status
+            .offloads
+            .insert("udp_gro".into(), word(offloads.receive_coalescing));
+        status.offloads.insert("big".into(), word(self.shared.big));
+        status
+    }
+
+    fn trouble(&self) -> Vec<HealthItem> {
+        let alive = self
+            .shared
+            .with_dataplane(|d| Ok((d.alive(), d.worker_count())));
+        let (alive, workers) = alive.unwrap_or((0, 0));
+        if alive == workers && workers > 0 {
+            return Vec::new();
+        }
+        vec![HealthItem {
+            code: "worker_stopped".into(),
+            message: format!(
+                "{} of {workers} dataplane workers have stopped; some flows are not forwarded",
+                workers - alive
+            ),
+            next: "save the log (journalctl -u weft), then: systemctl restart weft".into(),
+        }]
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        async {
+            let taken = self
+                .shared
+                .dataplane
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            if let Some(dataplane) = taken {
+                let joined = tokio::task::spawn_blocking(move || dataplane.shutdown()).await;
+                if let Err(error) = joined {
+                    tracing::warn!(%error, "the dataplane did not stop cleanly");
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+fn workload_ref(target: &str) -> WorkloadRef {
+    let Ok(reference) = WorkloadRef::from_str(target);
+    reference
+}
+
+fn host_error(error: HostError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        HostError::NoWorkload { .. } => ApiError::new(
+            ErrorCode::TargetNotFound,
+            message,
+            "name a namespace of `ip netns`, a path such as /proc/PID/ns/net, or a process id",
+        ),
+        HostError::Invalid(_) => ApiError::new(
+            ErrorCode::InvalidTarget,
+            message,
+            "name a namespace of `ip netns`, a path such as /proc/PID/ns/net, or a process id",
+        ),
+        HostError::NameTaken { .. } => ApiError::new(
+            ErrorCode::IfnameInUse,
+            message,
+            "choose another name with --ifname, or leave it out to get the first free eth<N>",
+        ),
+        HostError::NoUnderlay { .. } => ApiError::new(
+            ErrorCode::VtepNotLocal,
+            message,
+            "give the address back to its interface, or restart the agent with another --vtep: ip -brief address",
+        ),
+        HostError::Foreign { .. } => ApiError::new(
+            ErrorCode::KernelRefused,
+            message,
+            "remove or rename that object, then try again",
+        ),
+        _ => refused(message),
+    }
+}
+
+fn refused(message: String) -> ApiError {
+    ApiError::new(
+        ErrorCode::KernelRefused,
+        message,
+        "nothing was changed; the agent's log has the details: journalctl -u weft",
+    )
+}
+
+fn dataplane_error(error: DataplaneError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        DataplaneError::PortInUse { .. } => ApiError::new(
+            ErrorCode::PortInUse,
+            message,
+            "stop the other program, or give every node another --vxlan-port",
+        ),
+        DataplaneError::AddressMissing(_) => ApiError::new(
+            ErrorCode::VtepNotLocal,
+            message,
+            "give an address of this host as --vtep: ip -brief address",
+        ),
+        _ => ApiError::new(
+            ErrorCode::DataplaneFailed,
+            message,
+            "look at the agent's log (journalctl -u weft), then restart it: systemctl restart weft",
+        ),
+    }
+}
+
+fn table_error(error: TableError) -> ApiError {
+    ApiError::new(
+        ErrorCode::DataplaneFailed,
+        format!("the forwarding tables refused a change: {error}"),
+        "look at the agent's log: journalctl -u weft",
+    )
+}
