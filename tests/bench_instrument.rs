@@ -9,13 +9,18 @@ use serde_json::Value;
 
 fn weft(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-    command.arg("bench").args(line.split_whitespace()).stdin(Stdio::null());
+    command
+        .arg("bench")
+        .args(line.split_whitespace())
+        .stdin(Stdio::null());
     command
 }
 
 fn can_run() -> bool {
     let root = nix::unistd::geteuid().is_root();
-    let tools = ["ip", "ethtool"].iter().all(|tool| Command::new(tool).arg("-V").output().is_ok());
+    let tools = ["ip", "ethtool"]
+        .iter()
+        .all(|tool| Command::new(tool).arg("-V").output().is_ok());
     if !(root && tools) {
         println!("SKIP: the bench needs root, ip and ethtool");
     }
@@ -39,14 +44,22 @@ impl Drop for Temporary {
 
 fn said(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}\n{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!(
+        "{}\n{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
 }
 
 /// Namespaces and directories of the bench process `pid`.
 fn left_behind(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("weft-bench-{pid}-");
     let places = [Path::new("/run/netns").to_owned(), std::env::temp_dir()];
-    let entries = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
+    let entries = places
+        .iter()
+        .filter_map(|place| std::fs::read_dir(place).ok())
+        .flatten()
+        .flatten();
     let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     ours.map(|entry| entry.path()).collect()
 }
@@ -59,7 +72,9 @@ fn row<'a>(report: &'a Value, subject: &str) -> &'a Value {
 fn median(report: &Value, subject: &str, id: &str) -> f64 {
     let series = row(report, subject)["series"].as_array().unwrap();
     let found = series.iter().find(|series| series["id"] == id);
-    found.unwrap_or_else(|| panic!("{subject} has no {id}"))["median"].as_f64().unwrap()
+    found.unwrap_or_else(|| panic!("{subject} has no {id}"))["median"]
+        .as_f64()
+        .unwrap()
 }
 
 #[test]
@@ -72,7 +87,12 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
         "--subjects kernel,tun-tap,veth --tests ping10,rr,tcp1,udp64,loaded,integrity --rounds 1 \
          --seconds 0.4 --integrity-mib 8 --markdown",
     )
-    .args([Path::new("--json"), &json.0, Path::new("--svg"), &svg.0])
+    .args([
+        Path::new("--json-file"),
+        &json.0,
+        Path::new("--svg"),
+        &svg.0,
+    ])
     .stdout(Stdio::piped())
     .stderr(Stdio::piped())
     .spawn()
@@ -87,11 +107,19 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
         for id in ["ping10/p50", "rr/p50", "tcp1", "udp64", "loaded/p99"] {
             assert!(median(&report, subject, id) > 0.0, "{subject} {id}");
         }
-        assert_eq!(median(&report, subject, "integrity"), 16.0, "MiB, both ways");
+        assert_eq!(
+            median(&report, subject, "integrity"),
+            16.0,
+            "MiB, both ways"
+        );
     }
     assert!(median(&report, "tun-tap", "memory") > 0.0);
     assert!(std::fs::read_to_string(&svg.0).unwrap().contains("</svg>"));
-    assert!(said(&output).contains("| UDP, 64 bytes, Mpps |"), "{}", said(&output));
+    assert!(
+        said(&output).contains("| UDP, 64 bytes, Mpps |"),
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! `weft bench`: parse, run, render.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use super::baseline;
 use super::interrupt::{self, Interrupted};
@@ -87,9 +88,13 @@ pub struct BenchArgs {
     #[arg(long)]
     markdown: bool,
 
+    /// Print JSON, samples included, instead of the table
+    #[arg(long)]
+    json: bool,
+
     /// Write everything, samples included, to a JSON file
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    json_file: Option<PathBuf>,
 
     /// Write plots to an SVG file
     #[arg(long, value_name = "FILE")]
@@ -134,7 +139,26 @@ const DEGRADED: u8 = 3;
 /// Exit code after a signal, as shells count.
 const INTERRUPTED: u8 = 130;
 
-/// Runs the command line.
+/// `weft bench …` as a command line of its own, for the binary.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version)]
+enum CommandLine {
+    Bench(Box<BenchArgs>),
+}
+
+/// Parses `args`, the program's name first and `bench` second, and runs them.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match CommandLine::try_parse_from(args) {
+        Ok(CommandLine::Bench(args)) => run(*args),
+        Err(error) => error.exit(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("weft bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the parsed command line.
 ///
 /// Exit codes: 0 all measured; 1 a test or subject failed, or data was corrupted; 3 with `--strict`
 /// when the machine was too noisy; 130 when interrupted.
@@ -237,13 +261,15 @@ fn command_line() -> String {
 }
 
 fn finish(args: &BenchArgs, report: &Report) -> anyhow::Result<ExitCode> {
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.json_file {
         write(path, &render::json(report)?)?;
     }
     if let Some(path) = &args.svg {
         write(path, &svg::draw(report))?;
     }
-    let text = if args.markdown {
+    let text = if args.json {
+        render::json(report)?
+    } else if args.markdown {
         render::markdown(report)
     } else {
         render::text(report)
@@ -265,7 +291,6 @@ fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     #[derive(Parser)]
     struct Line {
