@@ -50,6 +50,8 @@ pub struct WorkerConfig {
     pub decap_budget: usize,
     /// "Packet too big" messages per second.
     pub icmp_rate: u32,
+    /// The same for one flow, so that a deaf one does not use up the others' share.
+    pub icmp_flow_rate: u32,
 }
 
 impl Default for WorkerConfig {
@@ -65,6 +67,7 @@ impl Default for WorkerConfig {
             encap_budget: 64,
             decap_budget: 32,
             icmp_rate: 100,
+            icmp_flow_rate: 10,
         }
     }
 }
@@ -81,6 +84,9 @@ pub struct LearnEvent {
     /// Monotonic seconds.
     pub now_s: u32,
 }
+
+/// Buckets that limit "packet too big" messages by flow.
+const ICMP_FLOWS: usize = 64;
 
 struct Port<P> {
     io: P,
@@ -100,6 +106,8 @@ pub struct Worker<P, U> {
     receive: ReceiveBuffers,
     merger: Merger,
     icmp: TokenBucket,
+    /// By flow hash; flows that collide share.
+    icmp_flows: [TokenBucket; ICMP_FLOWS],
     learn: Option<Sender<LearnEvent>>,
 }
 
@@ -123,6 +131,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             receive: ReceiveBuffers::new(config.receive_buffers),
             merger: Merger::new(config.merge_flows, config.merge),
             icmp: TokenBucket::default(),
+            icmp_flows: [TokenBucket::default(); ICMP_FLOWS],
             learn,
         }
     }
@@ -477,7 +486,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 true
             }
             too_big::Outcome::Tell(reply) => {
-                if self.icmp.take(self.config.icmp_rate, now_ns) {
+                if self.may_tell(frame, now_ns) {
                     self.counters.icmp_too_big.add(1);
                     self.write_to_port(segment.index, &reply);
                 }
@@ -485,6 +494,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             }
             too_big::Outcome::Nothing => false,
         }
+    }
+
+    /// Whether the rate of messages allows one more about this frame's flow.
+    fn may_tell(&mut self, frame: &[u8], now_ns: u64) -> bool {
+        let hash = inner::parse(frame).map_or(0, |inner| flow::hash(frame, &inner));
+        self.icmp_flows[hash as usize % ICMP_FLOWS].take(self.config.icmp_flow_rate, now_ns)
+            && self.icmp.take(self.config.icmp_rate, now_ns)
     }
 
     /// Sends one frame that is not in the arena, by itself.

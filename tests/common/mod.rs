@@ -3,3 +3,5 @@
 
 pub mod dataplane;
 pub mod hosts;
+pub mod probe;
+pub mod traffic;
