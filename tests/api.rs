@@ -961,3 +961,21 @@ async fn the_socket_is_closed_to_others_and_taken_once() {
         "the first one is not disturbed"
     );
 }
+
+#[test]
+fn the_manual_knows_every_setting_and_error() {
+    let manual = include_str!("../docs/operations.md");
+    for code in ErrorCode::ALL {
+        assert!(
+            manual.contains(&format!("| `{code}` | {} |", code.http_status())),
+            "{code}"
+        );
+    }
+    for key in weft::agent::api::config::KEYS {
+        assert!(
+            manual.contains(&format!("| `{}` | `{} ", key.name, key.flag())),
+            "{}",
+            key.name
+        );
+    }
+}
