@@ -123,6 +123,22 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
 }
 
 #[test]
+fn weft_carries_what_was_sent_over_both_families() {
+    if !can_run() {
+        return;
+    }
+    let line = "--subjects weft --tests ping10,tcp4,udp512,integrity --rounds 1 --seconds 0.3 --integrity-mib 16";
+    for families in [
+        "",
+        "--ipv6-inner --ipv6-underlay --offloads no-tunnel-offload",
+    ] {
+        let output = weft(&format!("{line} {families}")).output().unwrap();
+        assert!(output.status.success(), "{families}: {}", said(&output));
+        assert!(said(&output).contains("peak memory"), "{}", said(&output));
+    }
+}
+
+#[test]
 fn both_families_run_inside_and_outside() {
     if !can_run() {
         return;
@@ -158,11 +174,11 @@ fn an_interrupted_run_cleans_up_and_says_so() {
 }
 
 #[test]
-fn a_subject_that_cannot_start_is_a_failure_and_the_others_still_run() {
+fn a_subject_that_cannot_be_measured_makes_the_run_a_failure() {
     if !can_run() {
         return;
     }
-    // A binary without the bench's helpers makes the naive tunnel fail.
+    // A helper that only fails stands for a tunnel that does not come up.
     let output = weft("--subjects kernel --tests ping10 --rounds 1 --seconds 0.3")
         .args(["--helper-exe", "/bin/false"])
         .output()
