@@ -344,6 +344,9 @@ fn open_underlay(
         rcvbuf: UDP_BUFFER_LEN,
         sndbuf: UDP_BUFFER_LEN,
         path_mtu_discovery: PathMtuDiscovery::Do,
+        // An ICMP error would fail the next send, whoever that is for: one VTEP that refuses would take
+        // frames from the others. Path MTUs are kept by the kernel's routes all the same.
+        recv_errors: false,
         ..UdpOptions::default()
     };
     let receive_options = UdpOptions {

@@ -165,7 +165,7 @@ impl Hosts {
         let underlay = self.underlay;
         let host = &mut self.hosts[usize::from(index) - 1];
         host.plumb_uplink(underlay);
-        let (mut writer, tables) = TableWriter::new(4789, 1);
+        let (mut writer, tables) = TableWriter::new(config.port, 1);
         let gateway = Ipv4Addr::new(10, 0, 1, 254);
         let segment = SegmentConfig {
             vni: vni(),
@@ -215,8 +215,13 @@ impl Hosts {
     pub fn start_kernel(&mut self, index: u8, others: &[u8], options: &str) {
         let (underlay, host) = (self.underlay, &self.hosts[usize::from(index) - 1]);
         let (ns, net) = (&host.ns, &host.net);
+        let port = if options.contains("dstport") {
+            ""
+        } else {
+            "dstport 4789"
+        };
         sh(&format!(
-            "ip -n {ns} link add vx0 type vxlan id {} dstport 4789 local {} nolearning {options} && ip -n {ns} link set vx0 netns {net} && ip -n {net} link set vx0 mtu {} master br0 up",
+            "ip -n {ns} link add vx0 type vxlan id {} {port} local {} nolearning {options} && ip -n {ns} link set vx0 netns {net} && ip -n {net} link set vx0 mtu {} master br0 up",
             vni(),
             host.vtep,
             underlay.mtu_inner(),
