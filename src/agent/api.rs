@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::error::{ApiError, ErrorBody, ErrorCode, exit};
 pub use super::handle::Agent;
-pub use super::{config, ident, suggest};
+pub use super::{config, ident, metrics, suggest};
 pub use crate::tables::record::{EndpointRecord, Version};
 pub use crate::wire::{Mac, Vni};
 
