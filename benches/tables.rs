@@ -109,12 +109,13 @@ mod lookup {
     #[divan::bench(args = SIZES)]
     fn fdb_dependent(bencher: Bencher, size: usize) {
         let view = super::fdb(size).view();
-        let mut position = 0;
+        let (mut position, step) = (0, (size as f64 * 0.618) as usize | 1);
         bencher.counter(ItemsCount::new(BATCH_LEN)).bench_local(|| {
             for _ in 0..BATCH_LEN {
                 let found = view.find(SEGMENT, Mac::from_ipv4(ip(position)));
                 let vtep = found.and_then(Station::vtep).unwrap_or(0) as usize;
-                position = (position * 5 + 7919 + vtep) % size;
+                // Indices stay below 64: the next key is not changed by the answer, yet needs it.
+                position = (position + step + vtep / 64) % size;
             }
             position
         });
@@ -232,24 +233,28 @@ mod update {
     }
 }
 
-/// The bar: best of seven passes over a million lookups, so that one busy moment does not decide.
+/// The bar: the median batch of a walk over all entries, so that losing the processor now and then
+/// does not decide.
 fn tell_lookup_bar() {
     let size = SIZES[2];
     let (view, keys) = (fdb(size).view(), keys(size));
-    let pass = || {
+    let batch_ns = |batch: &[Mac]| {
         let start = Instant::now();
-        for &mac in &keys {
+        for &mac in batch {
             black_box(view.find(SEGMENT, mac));
         }
-        start.elapsed().as_nanos() as f64 / keys.len() as f64
+        start.elapsed().as_nanos() as f64 / batch.len() as f64
     };
-    let best = (0..7).map(|_| pass()).fold(f64::INFINITY, f64::min);
-    let verdict = if best <= LOOKUP_LIMIT_NS {
+    let passes = || (0..3).flat_map(|_| keys.chunks(BATCH_LEN));
+    let mut costs: Vec<f64> = passes().map(batch_ns).collect();
+    costs.sort_by(f64::total_cmp);
+    let median = costs[costs.len() / 2];
+    let verdict = if median <= LOOKUP_LIMIT_NS {
         "met"
     } else {
         "MISSED"
     };
-    eprintln!("FDB lookup at {size} entries: {best:.1} ns (bar {LOOKUP_LIMIT_NS} ns: {verdict})");
+    eprintln!("FDB lookup at {size} entries: {median:.1} ns (bar {LOOKUP_LIMIT_NS} ns: {verdict})");
 }
 
 /// Bytes of the lock-free tables per endpoint; the records themselves come on top.
