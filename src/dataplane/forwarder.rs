@@ -32,7 +32,7 @@ use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
 use super::{decap, encap, too_big};
 use crate::tables::fdb::Station;
 use crate::tables::{Segment, SegmentIndex, Tables, View};
-use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6};
+use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
 use crate::wire::{Mac, VnetHdr, arp, ecn, flow, ndp, vxlan};
 
 /// Sizes of a worker's work.
@@ -614,7 +614,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         received: &ReceivedDatagrams,
         now_ns: u64,
     ) {
-        let stride = received.segment_size.max(1);
+        let super_size = self.inner_super_size(buffer, received);
+        let stride = match super_size {
+            Some(_) => received.len.max(1),
+            None => received.segment_size.max(1),
+        };
         let count = received.len.div_ceil(stride).max(1);
         self.counters.receives.add(1);
         self.counters.decap_datagrams.add(count as u64);
@@ -637,6 +641,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             vtep,
             ecn: ecn::Ecn::of_tos(received.tos),
             verified: received.coalesced && count > 1,
+            super_size,
             now_s: (now_ns / 1_000_000_000) as u32,
             last: None,
         };
@@ -652,6 +657,24 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 counters.count_drop(reason, 1);
             }
         }
+    }
+
+    /// The segment size of a UDP super-frame that a kernel peer across veth or virtio sent as one
+    /// datagram. The kernel then states the inner segment size as if it were that of datagrams; they
+    /// are told apart by the inner packet, which ends where the first datagram or all of it does.
+    #[inline]
+    fn inner_super_size(&self, buffer: u16, received: &ReceivedDatagrams) -> Option<u16> {
+        if received.segment_size >= received.len || received.len > RECEIVE_MAX {
+            return None;
+        }
+        let whole = Piece {
+            buffer,
+            start: vxlan::LEN as u32,
+            len: received.len.checked_sub(vxlan::LEN)? as u32,
+        };
+        let inner = inner::parse(self.receive.bytes(whole)).ok()?;
+        let one = inner.end == whole.len as usize && inner.proto == PROTO_UDP && inner.has_ports();
+        one.then_some(received.segment_size as u16)
     }
 
     #[inline]
@@ -736,10 +759,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 inner.tos = now.in_tos(inner.tos);
             }
         }
+        // Segments of a super-frame are as long as its sender said, others fill the MTU.
+        let mtu = match run.super_size {
+            Some(size) => (inner.l4 + UDP_LEN - inner.l3).saturating_add(size),
+            None => segment.mtu as u16,
+        };
         let meta = Meta {
             port: u32::from(segment.index.0),
             verified: run.verified,
-            mtu: segment.mtu as u16,
+            mtu,
         };
         let Worker {
             merger,
@@ -801,6 +829,8 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 }
 
+const UDP_LEN: u16 = 8;
+
 /// What is known of a frame after reading it. Positions are in the arena.
 struct Job {
     start: usize,
@@ -817,6 +847,7 @@ struct Run<'v> {
     vtep: u32,
     ecn: ecn::Ecn,
     verified: bool,
+    super_size: Option<u16>,
     now_s: u32,
     last: Option<LastDatagram<'v>>,
 }
