@@ -344,6 +344,9 @@ fn open_underlay(
         rcvbuf: UDP_BUFFER_LEN,
         sndbuf: UDP_BUFFER_LEN,
         path_mtu_discovery: PathMtuDiscovery::Do,
+        // One socket serves many VTEPs: with errors reported, an ICMP message about one of them would
+        // fail the next send to another. The kernel's path MTU follows ICMP without.
+        recv_errors: false,
         ..UdpOptions::default()
     };
     let receive_options = UdpOptions {
