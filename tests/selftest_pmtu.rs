@@ -268,7 +268,10 @@ fn shrink(bed: &Bed, to: IpAddr, place: Where, mtu: u32) {
         mtu,
     );
     let tries = if to.is_ipv4() { 2 } else { 3 };
-    let ping = format!("ip netns exec {} ping -c 1 -W 0.5 -s 10000 {to}", bed.sender);
+    let ping = format!(
+        "ip netns exec {} ping -c 1 -W 0.5 -s 10000 {to}",
+        bed.sender
+    );
     let passed = (0..tries).any(|_| try_sh(&ping).status.success());
     assert!(passed, "10000 bytes do not pass {}", bed.hosts.report());
 }
