@@ -359,7 +359,8 @@ fn fill<'a>(
     used
 }
 
-/// COLD PATH: names the drop, and keeps a frame that was too big for the answer to its sender.
+/// COLD PATH: names the drop, and keeps frames that were too big: to be fragmented, or for the answer
+/// to their sender.
 #[cold]
 fn fail<U: Underlay>(
     group: &Group,
@@ -386,19 +387,20 @@ fn fail<U: Underlay>(
         && let Some(path_mtu) = context.underlay.path_mtu(group.target.destination)
     {
         reason = DropReason::PathTooSmall;
-        let Datagram { header, body } = group.datagrams[range.start];
         let part = |(start, len): (u32, u32), area: &[u8]| {
             area[start as usize..(start + len) as usize].to_vec()
         };
-        let mut datagram = part(header, headers);
-        datagram.extend(part(body, context.arena));
-        let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
-        refused.push(Refused {
-            port: group.target.port,
-            vtep: group.key.vtep,
-            path_mtu,
-            frame,
-        });
+        for Datagram { header, body } in &group.datagrams[range] {
+            let mut datagram = part(*header, headers);
+            datagram.extend(part(*body, context.arena));
+            let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
+            refused.push(Refused {
+                port: group.target.port,
+                vtep: group.key.vtep,
+                path_mtu,
+                frame,
+            });
+        }
     }
     context.counters.count_drop(reason, frames);
     tracing::debug!(vtep = %group.target.destination, frames, reason = reason.name(), %error, "send failed");
@@ -470,8 +472,8 @@ mod tests {
     fn a_path_that_got_smaller_does_not_end_segmentation() {
         for errno in [libc::EINVAL, libc::EMSGSIZE] {
             let (batches, datagrams) = send_two(errno, Some(900));
-            assert_eq!((batches.refused.len(), datagrams), (1, 128));
-            assert_eq!(batches.refused[0].path_mtu, 900);
+            assert_eq!((batches.refused.len(), datagrams), (2, 128));
+            assert!(batches.refused.iter().all(|r| r.path_mtu == 900));
         }
     }
 

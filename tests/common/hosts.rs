@@ -386,3 +386,38 @@ pub fn record(index: u8, vtep: IpAddr) -> EndpointRecord {
 pub fn named(name: &str) -> Netns {
     Netns::open(format!("/run/netns/{name}")).expect("the namespace exists")
 }
+
+impl Hosts {
+    /// Like [`Hosts::start_weft_with`], on a TAP in place of the veth pair: the fallback uplink.
+    pub fn start_weft_on_tap(
+        &mut self,
+        index: u8,
+        policy: SegmentPolicy,
+        others: &[u8],
+        mut config: DataplaneConfig,
+    ) {
+        let mtu = self.underlay.mtu_inner();
+        // A TAP takes no frame above 64 KiB.
+        config.worker.merge.max_len = 65_535;
+        self.start_weft_with(index, policy, others, config);
+        let host = self.host(index);
+        let dataplane = host.dataplane.as_ref().expect("it was started");
+        dataplane.remove_uplink(SegmentIndex(0)).unwrap();
+        let queues = named(&host.net)
+            .run_in(|| weft::sys::tap::Tap::open("tap0", dataplane.worker_count()))
+            .unwrap()
+            .unwrap();
+        sh(&format!(
+            "set -e
+            ip -n {net} link del up0
+            ip -n {net} link set tap0 mtu {mtu} master br0 up
+            bridge -n {net} link set dev tap0 learning off
+            ip -n {workload} link set eth0 gso_max_segs 44 gso_max_size 65536",
+            net = host.net,
+            workload = host.workload,
+        ));
+        dataplane
+            .add_uplink(SegmentIndex(0), UplinkSource::Tap(queues))
+            .unwrap();
+    }
+}

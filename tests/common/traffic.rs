@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -87,9 +88,13 @@ pub fn tcp_transfer(from: &str, to: &str, ip: IpAddr, len: usize) {
     receiver.join().unwrap();
 }
 
-/// Sends numbered datagrams of many sizes, in bursts that wait for the receiver: none may be lost,
-/// changed or out of order.
-pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, len_max: usize) {
+/// Sends numbered datagrams of sizes in a range, in bursts that wait for the receiver: none may be lost,
+/// changed or out of order. Fragmented and whole datagrams are of different flows to anything that
+/// hashes ports, so a range is of one kind.
+pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, sizes: RangeInclusive<usize>) {
+    let (len_min, len_max) = (*sizes.start(), *sizes.end());
+    // What the receiver's default buffer holds for sure.
+    let window = (48 * 1500 / len_max).clamp(3, 48) as u64;
     let receiver = within(to, || UdpSocket::bind((ip, 0)).unwrap());
     let address = receiver.local_addr().unwrap();
     receiver
@@ -103,7 +108,7 @@ pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, len_max: usize
             let len = receiver
                 .recv(&mut buf)
                 .unwrap_or_else(|error| panic!("datagram {number} of {count}: {error}"));
-            let want = datagram(number, len_max);
+            let want = datagram(number, len_min, len_max);
             assert!(
                 buf[..len] == want[..],
                 "datagram {number} differs: {len} bytes for {}, number {:?}",
@@ -119,18 +124,22 @@ pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, len_max: usize
     };
     let sender = within(from, || UdpSocket::bind((unspecified, 0)).unwrap());
     for number in 0..count {
-        while u64::from(number) >= done.load(Ordering::Acquire) + 48 && !thread.is_finished() {
+        while u64::from(number) >= done.load(Ordering::Acquire) + window && !thread.is_finished() {
             std::thread::sleep(Duration::from_micros(50));
         }
-        if sender.send_to(&datagram(number, len_max), address).is_err() {
+        if sender
+            .send_to(&datagram(number, len_min, len_max), address)
+            .is_err()
+        {
             break; // the receiver says which is missing
         }
     }
     thread.join().unwrap();
 }
 
-fn datagram(number: u32, len_max: usize) -> Vec<u8> {
-    let len = 4 + number.wrapping_mul(2_654_435_761) as usize % (len_max - 3);
+fn datagram(number: u32, len_min: usize, len_max: usize) -> Vec<u8> {
+    let random = number.wrapping_mul(2_654_435_761) as usize;
+    let len = len_min + random % (len_max - len_min + 1);
     // Runs of equal sizes, so that some are merged.
     let len = if number % 8 < 5 { len_max } else { len };
     let mut out = vec![0; len];
