@@ -96,6 +96,8 @@ enum Command {
     Reset(agent::ResetArgs),
     /// Show the versions of this program and of the agent
     Version,
+    /// Hosts made of network namespaces on one machine, to try weft out
+    Lab(crate::lab::cli::LabArgs),
 }
 
 /// Parses the command line, carries it out, and tells the exit code.
@@ -176,6 +178,7 @@ fn run(command: Command, context: Context) -> Done {
         Command::Man(args) => docs::man(&args),
         Command::Reset(args) => agent::reset(&args, &context),
         Command::Version => status::version(&context),
+        Command::Lab(args) => Ok(crate::lab::cli::run_code(args)),
     }
 }
 
