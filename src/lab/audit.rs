@@ -12,7 +12,6 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, LabError};
@@ -21,6 +20,7 @@ use super::plan::{LABS_DIR, NETNS_DIR, netns_prefix};
 use super::process::{MARK_VAR, command_line, marked_any};
 use super::space::{mounts_below, names_in};
 use super::state::labs;
+use super::text;
 use crate::host::Netlink;
 
 /// What there is at one moment.
@@ -220,11 +220,7 @@ impl Comparison {
 
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(["LEAK AUDIT", "BEFORE", "AFTER"]);
+        let mut table = text::columns(["LEAK AUDIT", "BEFORE", "AFTER"]);
         for row in self.before.rows(&self.after) {
             table.add_row([
                 row.what.into(),
@@ -242,9 +238,7 @@ impl fmt::Display for Comparison {
                 after.to_string(),
             ]);
         }
-        for line in table.lines() {
-            writeln!(f, "{}", line.trim_end())?;
-        }
+        writeln!(f, "{}", text::lines(&table))?;
         let differences = self.differences();
         for line in &differences {
             writeln!(f, "  {line}")?;

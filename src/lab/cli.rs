@@ -9,7 +9,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use comfy_table::{ContentArrangement, Table, TableStyle, presets};
 use ipnetwork::Ipv4Network;
 use nix::sys::signal::Signal;
 
@@ -26,6 +25,7 @@ use super::relay::{self, RelayArgs, Report};
 use super::state::labs;
 use super::steps::{Interrupt, Steps};
 use super::summary::summary;
+use super::text;
 use crate::agent::api::exit;
 use crate::wire::Vni;
 
@@ -274,8 +274,13 @@ struct StartArgs {
 /// Runs a `weft lab` command.
 ///
 /// # Errors
-/// None so far: what goes wrong is told on standard error and becomes the exit code.
+/// None: what goes wrong is told on standard error and becomes the exit code.
 pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
+    Ok(ExitCode::from(run_code(args)))
+}
+
+/// Runs a `weft lab` command and returns its exit code.
+pub fn run_code(args: LabArgs) -> u8 {
     let done = match args.command {
         LabCommand::Up(args) => up(args),
         LabCommand::Down(args) => down(&args),
@@ -287,12 +292,12 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
         LabCommand::Audit(args) => audit(&args),
         LabCommand::Kill(args) => kill(&args),
         LabCommand::Start(args) => start(&args),
-        LabCommand::Relay(args) => relay::run(&args).map(|()| ExitCode::SUCCESS),
+        LabCommand::Relay(args) => relay::run(&args).map(|()| exit::OK),
     };
-    Ok(done.unwrap_or_else(|error| {
-        eprintln!("weft lab: {error}");
-        ExitCode::from(exit_code(&error))
-    }))
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        exit_code(&error)
+    })
 }
 
 fn exit_code(error: &LabError) -> u8 {
@@ -306,7 +311,7 @@ fn exit_code(error: &LabError) -> u8 {
     }
 }
 
-fn up(args: UpArgs) -> Result<ExitCode, LabError> {
+fn up(args: UpArgs) -> Result<u8, LabError> {
     let steps = Steps::new(false, Interrupt::catch());
     let gateway = args
         .gateway
@@ -334,10 +339,10 @@ fn up(args: UpArgs) -> Result<ExitCode, LabError> {
     )?;
     println!("{}", lab_table(&lab));
     println!("{}", hints(&lab));
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-fn down(args: &DownArgs) -> Result<ExitCode, LabError> {
+fn down(args: &DownArgs) -> Result<u8, LabError> {
     let names = if args.all {
         labs()
     } else {
@@ -347,11 +352,7 @@ fn down(args: &DownArgs) -> Result<ExitCode, LabError> {
     for name in names {
         clean &= down_one(&name)?;
     }
-    Ok(if clean {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(exit::ERROR)
-    })
+    Ok(if clean { exit::OK } else { exit::ERROR })
 }
 
 /// Removes a lab and looks whether it is gone.
@@ -381,14 +382,14 @@ pub(super) fn removal(name: &str, removed: &Removed) -> String {
     text
 }
 
-fn ls(args: &LsArgs) -> Result<ExitCode, LabError> {
+fn ls(args: &LsArgs) -> Result<u8, LabError> {
     let found: Vec<(String, Result<Lab, LabError>)> = labs()
         .into_iter()
         .map(|name| (name.clone(), Lab::open(&name)))
         .collect();
     if args.json {
         println!("{}", ls_json(&found));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     if found.is_empty() {
         eprintln!("no labs; `weft lab up` makes one");
@@ -399,7 +400,7 @@ fn ls(args: &LsArgs) -> Result<ExitCode, LabError> {
             Err(error) => println!("lab {name}: {error}; `weft lab down {name}` removes it"),
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn ls_json(found: &[(String, Result<Lab, LabError>)]) -> serde_json::Value {
@@ -455,11 +456,7 @@ fn lab_json(lab: &Lab) -> serde_json::Value {
 /// The box at the end of `up`, and of `ls`.
 pub(super) fn lab_table(lab: &Lab) -> String {
     let plan = lab.plan();
-    let mut table = Table::new();
-    table
-        .load_style(box_style())
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["NODE", "KIND", "VTEP", "STATE", "WORKLOADS"]);
+    let mut table = text::boxed(["NODE", "KIND", "VTEP", "STATE", "WORKLOADS"]);
     for node in &plan.nodes {
         let workloads: Vec<String> = plan
             .workloads_of(&node.name)
@@ -486,18 +483,19 @@ pub(super) fn lab_table(lab: &Lab) -> String {
     }
     let options = &plan.options;
     let timing = match (lab.state().ready, lab.state().first_ping_ms) {
-        (false, _) => "  NOT FINISHED: cut off in the middle".into(),
-        (true, Some(ms)) => format!("  first ping after {:.2} s", ms as f64 / 1e3),
+        (false, _) => "\nNOT FINISHED: cut off in the middle".into(),
+        (true, Some(ms)) => format!("\nfirst ping after {:.2} s", ms as f64 / 1e3),
         (true, None) => String::new(),
     };
     format!(
-        "lab {}: network {} {} gateway {} vni {} mtu {}\n{table}{timing}",
+        "lab {}: network {} {} gateway {} vni {} mtu {}\n{}{timing}",
         lab.name(),
         options.network,
         options.subnet,
         options.gateway,
         options.vni,
-        plan.overlay_mtu()
+        plan.overlay_mtu(),
+        text::lines(&table)
     )
 }
 
@@ -535,34 +533,16 @@ pub(super) fn hints(lab: &Lab) -> String {
     lines.join("\n")
 }
 
-/// Box characters where they can be shown.
-fn box_style() -> TableStyle {
-    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok());
-    let unicode = locale.is_some_and(|locale| {
-        locale
-            .to_ascii_lowercase()
-            .replace('-', "")
-            .contains("utf8")
-    });
-    if unicode {
-        presets::UTF8_FULL_CONDENSED
-    } else {
-        presets::ASCII_FULL_CONDENSED
-    }
-}
-
-fn exec(args: &ExecArgs) -> Result<ExitCode, LabError> {
+fn exec(args: &ExecArgs) -> Result<u8, LabError> {
     Err(Lab::open(&args.lab)?.exec(&args.place, &args.command))
 }
 
-fn impair(args: &ImpairArgs) -> Result<ExitCode, LabError> {
+fn impair(args: &ImpairArgs) -> Result<u8, LabError> {
     let mut lab = Lab::open(&args.lab)?;
     if args.clear {
         lab.clear_impairment(&args.node)?;
         println!("{} {}: clean", args.lab, args.node);
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     let report = match args.wish() {
         None => lab.impairment(&args.node)?,
@@ -585,7 +565,7 @@ fn impair(args: &ImpairArgs) -> Result<ExitCode, LabError> {
         Some(report) => println!("{}", report_text(&args.lab, &args.node, &report)),
         None => println!("{} {}: clean, no relay in its link", args.lab, args.node),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn applied(
@@ -604,11 +584,7 @@ fn applied(
 }
 
 fn report_text(lab: &str, node: &str, report: &Report) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header([
+    let mut table = text::columns([
         "WAY",
         "LINK",
         "FRAMES",
@@ -635,10 +611,14 @@ fn report_text(lab: &str, node: &str, report: &Report) -> String {
             counters.corrupted.to_string(),
         ]);
     }
-    format!("{lab} {node}: seed {}\n{table}", report.impairment.seed)
+    format!(
+        "{lab} {node}: seed {}\n{}",
+        report.impairment.seed,
+        text::lines(&table)
+    )
 }
 
-fn capture(args: &CaptureArgs) -> Result<ExitCode, LabError> {
+fn capture(args: &CaptureArgs) -> Result<u8, LabError> {
     let lab = Lab::open(&args.lab)?;
     let tap = Tap::open(&lab, &args.place)?;
     let limits = Limits {
@@ -655,7 +635,7 @@ fn capture(args: &CaptureArgs) -> Result<ExitCode, LabError> {
         None => capture_lines(&tap, &lab, limits, &interrupt),
     }?;
     eprintln!("{} frames, {} missed", totals.frames, totals.missed);
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn capture_file(
@@ -710,7 +690,7 @@ fn capture_lines(
     })
 }
 
-fn audit(args: &AuditArgs) -> Result<ExitCode, LabError> {
+fn audit(args: &AuditArgs) -> Result<u8, LabError> {
     let scope = args.lab.as_deref().map_or(Scope::Everything, Scope::Lab);
     let before = match &args.against {
         Some(path) => {
@@ -724,7 +704,7 @@ fn audit(args: &AuditArgs) -> Result<ExitCode, LabError> {
         let text = serde_json::to_string_pretty(&before).context(|| "write JSON".into())?;
         std::fs::write(path, text).context(|| format!("write {}", path.display()))?;
         println!("kept in {}", path.display());
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     if args.against.is_none() && args.command.is_empty() {
         return Ok(verdict(before.leftovers()));
@@ -735,12 +715,12 @@ fn audit(args: &AuditArgs) -> Result<ExitCode, LabError> {
     if comparison.clean() {
         Ok(ran)
     } else {
-        Ok(ExitCode::from(exit::ERROR))
+        Ok(exit::ERROR)
     }
 }
 
 /// What belongs to a lab that is not there (any more).
-fn verdict(leftovers: Vec<String>) -> ExitCode {
+fn verdict(leftovers: Vec<String>) -> u8 {
     for line in &leftovers {
         println!("  {line}");
     }
@@ -749,25 +729,25 @@ fn verdict(leftovers: Vec<String>) -> ExitCode {
         count => println!("{count} leftovers of labs; `weft lab down NAME` removes them"),
     }
     if leftovers.is_empty() {
-        ExitCode::SUCCESS
+        exit::OK
     } else {
-        ExitCode::from(exit::ERROR)
+        exit::ERROR
     }
 }
 
-fn run_between(command: &[String]) -> Result<ExitCode, LabError> {
+fn run_between(command: &[String]) -> Result<u8, LabError> {
     let Some((program, words)) = command.split_first() else {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     };
     // Ctrl-C goes to the command too; the comparison comes after it all the same.
     let _interrupt = Interrupt::catch();
     let status = std::process::Command::new(program).args(words).status();
     let status = status.context(|| format!("run {program}"))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(ExitCode::from(code.unwrap_or(exit::ERROR)))
+    Ok(code.unwrap_or(exit::ERROR))
 }
 
-fn kill(args: &KillArgs) -> Result<ExitCode, LabError> {
+fn kill(args: &KillArgs) -> Result<u8, LabError> {
     let name = args.signal.to_ascii_uppercase();
     let name = if name.starts_with("SIG") {
         name
@@ -781,16 +761,16 @@ fn kill(args: &KillArgs) -> Result<ExitCode, LabError> {
         "{} {}: {signal} to pid {}",
         args.lab, args.node, process.pid
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
-fn start(args: &StartArgs) -> Result<ExitCode, LabError> {
+fn start(args: &StartArgs) -> Result<u8, LabError> {
     let process = Lab::open(&args.lab)?.start_agent(&args.node)?;
     println!(
         "{} {}: agent runs with pid {}",
         args.lab, args.node, process.pid
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(exit::OK)
 }
 
 fn parse_vni(text: &str) -> Result<Vni, String> {
@@ -801,12 +781,12 @@ fn parse_vni(text: &str) -> Result<Vni, String> {
 }
 
 /// Prints a comparison at the end of a run and makes it the exit code.
-pub(super) fn conclude(comparison: &Comparison) -> ExitCode {
+pub(super) fn conclude(comparison: &Comparison) -> u8 {
     println!("{comparison}");
     if comparison.clean() {
-        ExitCode::SUCCESS
+        exit::OK
     } else {
-        ExitCode::from(exit::ERROR)
+        exit::ERROR
     }
 }
 

@@ -5,11 +5,11 @@
 //! removed at the end, and an audit says so.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::Table;
 
 use super::audit::{self, Scope, Snapshot};
 use super::cli::{AUDIT_PATIENCE, conclude, hints, lab_table, removal};
@@ -21,8 +21,9 @@ use super::plan::{LabOptions, NodePlan, netns_name};
 use super::process::MARK_VAR;
 use super::space;
 use super::steps::{Interrupt, Steps};
+use super::text;
 use super::throughput::{End, Transfer, transfer};
-use crate::agent::api::NetworkView;
+use crate::agent::api::{NetworkView, exit};
 use crate::frontend::client::Client;
 use crate::wire::{Mac, Vni};
 
@@ -53,7 +54,7 @@ pub struct DemoArgs {
 ///
 /// # Errors
 /// [`LabError`]; what was made is removed first.
-pub fn run(args: &DemoArgs) -> Result<ExitCode, LabError> {
+pub fn run(args: &DemoArgs) -> Result<u8, LabError> {
     let steps = Steps::new(false, Interrupt::catch());
     if let Some(note) = space::prepare()? {
         steps.note(&note);
@@ -66,7 +67,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode, LabError> {
     if args.keep {
         std::mem::forget(guard);
         println!("\n{}", hints(&lab));
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit::OK);
     }
     std::mem::forget(guard);
     headline("clean up");
@@ -78,7 +79,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode, LabError> {
     if removed.log_faults.is_empty() {
         Ok(code)
     } else {
-        Ok(ExitCode::FAILURE)
+        Ok(exit::ERROR)
     }
 }
 
@@ -177,12 +178,8 @@ fn ping_everyone(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
     headline("ping, milliseconds, best of three");
     let matrix = lab.ping_matrix(steps)?;
     let workloads = &lab.plan().workloads;
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    let header = workloads.iter().map(|workload| workload.name.clone());
-    table.set_header(["FROM \\ TO".to_owned()].into_iter().chain(header));
+    let names = workloads.iter().map(|workload| workload.name.clone());
+    let mut table = text::columns(["FROM \\ TO".to_owned()].into_iter().chain(names));
     for (workload, row) in workloads.iter().zip(&matrix) {
         let cells = row.iter().map(|time| match time {
             Some(time) => format!("{:.3}", time.as_secs_f64() * 1e3),
@@ -190,7 +187,7 @@ fn ping_everyone(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
         });
         table.add_row([workload.name.clone()].into_iter().chain(cells));
     }
-    println!("{table}");
+    println!("{}", text::lines(&table));
     match matrix.iter().flatten().all(Option::is_some) {
         true => Ok(()),
         false => Err(LabError::Timeout {
@@ -240,7 +237,7 @@ fn compare_throughput(lab: &Lab, args: &DemoArgs, steps: &Steps) -> Result<(), L
             results[path].push(result);
         }
     }
-    println!("{}", throughput_table(&results));
+    println!("{}", text::lines(&throughput_table(&results)));
     println!("{TABLE_NOTE}");
     Ok(())
 }
@@ -297,11 +294,7 @@ fn throughput_table(results: &[Vec<Transfer>; 2]) -> Table {
         rates.get(rates.len() / 2).copied().unwrap_or_default()
     };
     let kernel = median(&results[1]);
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["PATH", "MEDIAN GBIT/S", "TURNS", "RATIO"]);
+    let mut table = text::columns(["PATH", "MEDIAN GBIT/S", "TURNS", "RATIO"]);
     for (name, list) in PATHS.iter().zip(results) {
         let turns: Vec<String> = list
             .iter()

@@ -17,7 +17,9 @@ use super::kernel::KernelVxlan;
 use super::links::{self, NODE_LINK, block_on};
 use super::offloads::{self, WIRE_SIZE};
 use super::ping::Pinger;
-use super::plan::{LabOptions, NodeKind, NodePlan, Plan, WorkloadPlan, check_name, lab_dir};
+use super::plan::{
+    LABS_DIR, LabOptions, NodeKind, NodePlan, Plan, WorkloadPlan, check_name, lab_dir,
+};
 use super::process::{self, MARK_VAR, ProcessId, Spawn, end_all};
 use super::relay::{self, Report, Request};
 use super::space;
@@ -116,6 +118,8 @@ impl Lab {
         let namespaces = space::remove_all(name);
         space::remove_tree(&dir)?;
         namespaces?;
+        // Fails when there are other labs, as it should.
+        let _ = fs::remove_dir(LABS_DIR);
         Ok(removed)
     }
 

@@ -42,6 +42,7 @@ pub mod space;
 pub mod state;
 pub mod steps;
 pub mod summary;
+pub mod text;
 pub mod throughput;
 
 pub use error::LabError;

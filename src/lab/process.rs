@@ -13,7 +13,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -55,11 +54,10 @@ impl ProcessId {
         }
     }
 
-    /// Whether it ended within `limit`. A child of ours is waited for, so that it leaves no zombie.
+    /// Whether it ended within `limit`.
     pub fn ended_within(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         loop {
-            self.reap();
             if !self.alive() {
                 return true;
             }
@@ -67,13 +65,6 @@ impl ProcessId {
                 return false;
             }
             thread::sleep(POLL);
-        }
-    }
-
-    fn reap(&self) {
-        let known = Stat::read(self.pid).is_some_and(|stat| stat.started == self.started);
-        if known {
-            let _ = waitpid(self.nix(), Some(WaitPidFlag::WNOHANG));
         }
     }
 
@@ -142,10 +133,13 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<ProcessId, LabError> {
     let child = spawn
         .netns
         .run_in(|| command.spawn())
-        .map_err(std::io::Error::other)
-        .and_then(|child| child)
-        .context(what)?;
-    ProcessId::of_pid(child.id()).ok_or_else(|| LabError::Ended {
+        .map_err(io::Error::from);
+    let mut child = child.and_then(|child| child).context(what)?;
+    // Nobody but us can have waited for it, so the pid is its own.
+    let process = ProcessId::of_pid(child.id());
+    // Waited for as soon as it ends, so that it leaves no zombie while this program runs on.
+    thread::spawn(move || child.wait());
+    process.ok_or_else(|| LabError::Ended {
         what: what(),
         log: log_tail(spawn.log),
     })

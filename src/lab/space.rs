@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{AccessFlags, access};
 
 use super::error::{Context, LabError};
 use super::plan::{LABS_DIR, NETNS_DIR, netns_prefix};
@@ -137,9 +138,11 @@ pub fn set_knob(netns: &Netns, knob: &str, value: &str) -> Result<(), LabError> 
 fn make_directories() -> io::Result<()> {
     fs::create_dir_all(NETNS_DIR)?;
     fs::create_dir_all(LABS_DIR)?;
-    let probe = Path::new(NETNS_DIR).join(format!(".weft-lab-{}", std::process::id()));
-    fs::write(&probe, "")?;
-    fs::remove_file(&probe)
+    // Made by others perhaps, and not for us to write in.
+    for dir in [NETNS_DIR, LABS_DIR] {
+        access(dir, AccessFlags::W_OK)?;
+    }
+    Ok(())
 }
 
 /// The first user namespace maps every user to itself (`user_namespaces(7)`).
@@ -168,8 +171,10 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Goes through all of them, whatever happens on the way.
 fn first_error(results: impl Iterator<Item = Result<(), LabError>>) -> Result<(), LabError> {
-    results.fold(Ok(()), |first, result| first.and(result))
+    let failed: Vec<LabError> = results.filter_map(Result::err).collect();
+    failed.into_iter().next().map_or(Ok(()), Err)
 }
 
 const RUN_DIR: &str = "/run";

@@ -128,11 +128,18 @@ pub fn labs() -> Vec<String> {
 /// [`LabError::Exists`] if there is one; [`LabError::Io`].
 pub fn claim(lab: &str) -> Result<(), LabError> {
     let dir = lab_dir(lab);
-    match fs::create_dir(&dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(LabError::Exists(lab.into()))
+    loop {
+        match fs::create_dir(&dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(LabError::Exists(lab.into()));
+            }
+            // The last lab there was took the directory of labs with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(LABS_DIR).context(|| format!("make {LABS_DIR}"))?;
+            }
+            other => return other.context(|| format!("make {}", dir.display())),
         }
-        other => other.context(|| format!("make {}", dir.display())),
     }
 }
 
