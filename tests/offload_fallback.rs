@@ -97,7 +97,7 @@ fn set_profile(hosts: &Hosts, profile: OffloadProfile) {
             (format!("{}hub", hosts.prefix), format!("p{index}")),
         ];
         for (ns, dev) in ends {
-            for (name, on) in profile.changes() {
+            for (name, on) in profile.switches() {
                 ethtool(&ns, &dev, name, *on);
             }
         }

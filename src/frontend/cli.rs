@@ -98,8 +98,6 @@ enum Command {
     /// Show the versions of this program and of the agent
     #[command(after_help = "Example:\n  weft version --json")]
     Version,
-    /// Hosts made of network namespaces on one machine, to try weft out
-    Lab(crate::lab::cli::LabArgs),
 }
 
 /// A command that another layer brings along, such as the lab: the front end lists it in help, manual
@@ -215,7 +213,6 @@ fn run(command: Command, context: Context) -> Done {
         Command::Man(args) => docs::man(&args),
         Command::Reset(args) => agent::reset(&args, &context),
         Command::Version => status::version(&context),
-        Command::Lab(args) => Ok(crate::lab::cli::run_code(args)),
     }
 }
 
