@@ -1,12 +1,25 @@
-//! The one binary: everything happens in the library.
+//! The one binary: everything happens in the library. Puts the parts' command lines together.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::Subcommand;
+use weft::{bench, frontend, lab};
+
+#[derive(Subcommand)]
+enum Instruments {
+    Lab(lab::cli::LabArgs),
+    Bench(Box<bench::cli::BenchArgs>),
+}
+
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
-    match args.get(1).and_then(|word| word.to_str()) {
-        Some("bench") => weft::bench::cli::main(args),
-        _ => weft::frontend::cli::main(args),
-    }
+    frontend::cli::main(std::env::args_os(), |instrument| {
+        let done = match instrument {
+            Instruments::Lab(args) => lab::cli::run(args),
+            Instruments::Bench(args) => bench::cli::run(*args),
+        };
+        done.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        })
+    })
 }

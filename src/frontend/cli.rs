@@ -40,12 +40,16 @@ Examples:
 /// Container networks across hosts: Docker-style overlays with the VXLAN tunnel in userspace
 #[derive(Debug, Parser)]
 #[command(name = "weft", version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, infer_long_args = false)]
-pub struct Cli {
+pub struct Cli<M: Subcommand> {
     #[command(flatten)]
     globals: Globals,
     #[command(subcommand)]
-    command: Command,
+    command: Command<M>,
 }
+
+/// No commands beside those of this file.
+#[derive(Debug, Subcommand)]
+pub enum NoMore {}
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -67,7 +71,7 @@ pub struct Globals {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Command<M: Subcommand> {
     /// Create, list, inspect and remove networks
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -97,11 +101,17 @@ enum Command {
     /// Show the versions of this program and of the agent
     #[command(after_help = "Example:\n  weft version --json")]
     Version,
+    #[command(flatten)]
+    More(M),
 }
 
-/// Parses the command line, carries it out, and tells the exit code.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+/// Parses the command line, carries it out, and tells the exit code. `more` carries out the commands that
+/// other parts of the program add: this one knows nothing of them.
+pub fn main<M: Subcommand>(
+    args: impl IntoIterator<Item = OsString>,
+    more: impl FnOnce(M) -> ExitCode,
+) -> ExitCode {
+    let cli = match Cli::<M>::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors, and clap knows which stream is right.
@@ -110,20 +120,19 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if usage { exit::USAGE } else { exit::OK });
         }
     };
-    let context = Context::new(cli.globals);
+    let context = Context::new(cli.globals, Cli::<M>::command);
     let json = context.json;
-    match run(cli.command, context) {
+    let done = match cli.command {
+        Command::More(command) => return more(command),
+        command => run(command, context),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report(&error, json);
             ExitCode::from(error.code.exit_code())
         }
     }
-}
-
-/// The command line as clap sees it, for documentation and completion.
-pub fn command() -> clap::Command {
-    Cli::command()
 }
 
 /// Result of a command: its exit code.
@@ -136,10 +145,12 @@ struct Context {
     /// The socket as given by flag, for the agent itself.
     socket_flag: Option<PathBuf>,
     json: bool,
+    /// The whole command line, for manual pages and completion.
+    tree: fn() -> clap::Command,
 }
 
 impl Context {
-    fn new(globals: Globals) -> Context {
+    fn new(globals: Globals, tree: fn() -> clap::Command) -> Context {
         let from_env = || {
             std::env::var_os("WEFT_SOCKET")
                 .filter(|path| !path.is_empty())
@@ -158,11 +169,12 @@ impl Context {
             client: Client::new(socket).with_timeout(timeout),
             socket_flag: globals.socket,
             json: globals.json,
+            tree,
         }
     }
 }
 
-fn run(command: Command, context: Context) -> Done {
+fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
     match command {
         Command::Network(args) => network::run(args, &context),
         Command::Attach(args) => endpoint::attach(args, &context),
@@ -173,10 +185,11 @@ fn run(command: Command, context: Context) -> Done {
         Command::Events(args) => status::events(&args, &context),
         Command::Agent(args) => agent::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),
-        Command::Completion(args) => docs::completion(&args),
-        Command::Man(args) => docs::man(&args),
+        Command::Completion(args) => docs::completion(&args, &context),
+        Command::Man(args) => docs::man(&args, &context),
         Command::Reset(args) => agent::reset(&args, &context),
         Command::Version => status::version(&context),
+        Command::More(_) => Err(ApiError::internal("a command of another part came here")),
     }
 }
 
@@ -230,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_command_tree_is_consistent() {
-        command().debug_assert();
+        Cli::<NoMore>::command().debug_assert();
     }
 
     #[test]
@@ -246,6 +259,6 @@ mod tests {
                 walk(sub, &format!("{path} {}", sub.get_name()));
             }
         }
-        walk(&command(), "weft");
+        walk(&Cli::<NoMore>::command(), "weft");
     }
 }
