@@ -12,10 +12,11 @@ use common::hosts::{
     Hosts, Underlay, add_packet_uplink, add_workload, ip4, ip6, mac, named, plumb_network, record,
     segment, sh, try_sh,
 };
-use common::probe::{Cases, Heard, Probe, count_tunnelled, long};
+use common::probe::{Cases, Heard, Probe, count_tunnelled, ifindex, long};
 use common::traffic::{Pattern, tcp_transfer, udp_transfer, within};
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig};
 use weft::dataplane::verdict::DropReason;
+use weft::host::{GsoSizes, Netlink, UplinkKind};
 use weft::lab::offloads::OffloadProfile;
 use weft::sys::udp;
 use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
@@ -160,6 +161,49 @@ fn traffic_passes_on_underlays_with_fewer_offloads() {
             check_traffic(&hosts, TCP_LEN);
             let status = dataplane(&hosts, 1).offloads();
             println!("    segmentation {}", status.segmentation);
+        });
+    }
+}
+
+/// Sets the super-frame sizes of every link on a workload's way to the agent, as the host layer does.
+fn fit_links(hosts: &Hosts) {
+    let sizes = GsoSizes::fit(hosts.underlay.mtu_inner(), UplinkKind::Packet);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    for host in &hosts.hosts {
+        let end = format!("e{}", host.index);
+        for (ns, devices) in [
+            (&host.net, vec!["up0", "up1", "br0", &end]),
+            (&host.workload, vec!["eth0"]),
+        ] {
+            runtime.block_on(async {
+                let netlink = Netlink::open(&named(ns)).unwrap();
+                for device in devices {
+                    let index = ifindex(ns, device);
+                    netlink.set_gso(index, sizes).await.unwrap();
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn super_frames_above_64_kilobytes_carry_the_same_traffic() {
+    let mut cases = Cases::new("offload big");
+    for (workers, v6) in [(1, false), (2, true)] {
+        cases.run(&format!("{workers} workers, IPv6 underlay {v6}"), || {
+            let hosts = pair(Underlay { v6, mtu: 1500 }, |config| {
+                config.workers = workers;
+                config.worker.merge.max_len = 190_000;
+            });
+            fit_links(&hosts);
+            check_traffic(&hosts, TCP_LEN);
+            let counters = dataplane(&hosts, 1).counters();
+            let mean = counters.encap_bytes / counters.encap_superframes.max(1);
+            println!("    mean super-frame read: {mean} bytes");
+            assert!(mean > 66_000, "no BIG super-frames");
         });
     }
 }
