@@ -344,7 +344,7 @@ fn datagrams_that_must_not_enter_end_with_their_own_reason() {
     );
     ends_in(default, vtep_a, with(0, &[0]), 0, DropReason::VxlanNoVni);
     for (byte, bit) in (0..8).flat_map(|byte| (0..8).map(move |bit| (byte, bit))) {
-        let reserved = !(4..7).contains(&byte) && !(byte == 0 && bit == 3);
+        let reserved = !((4..7).contains(&byte) || byte == 0 && bit == 3);
         if reserved {
             let flags = good[byte] | 1 << bit;
             ends_in(

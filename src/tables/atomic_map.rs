@@ -118,8 +118,8 @@ impl<const K: usize> Table<K> {
             let slot = &self.slots[index];
             let first = slot.key[0].load(Ordering::Relaxed);
             if first == 0 {
-                for word in 1..K {
-                    slot.key[word].store(key[word], Ordering::Relaxed);
+                for (place, word) in slot.key.iter().zip(key).skip(1) {
+                    place.store(*word, Ordering::Relaxed);
                 }
                 slot.key[0].store(key[0], Ordering::Release);
                 return Some((slot, true));

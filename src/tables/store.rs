@@ -395,9 +395,10 @@ impl TableWriter {
     pub fn age(&mut self, now_s: u32, ageing_s: u32) -> usize {
         let old = |station| matches!(station, Station::Learned { seen_s, .. } if now_s.saturating_sub(seen_s) >= ageing_s);
         let entries = self.tables.fdb.entries();
-        let gone = entries.into_iter().filter(|(_, _, station)| old(*station));
-        gone.map(|(segment, mac, _)| self.tables.fdb.remove(segment, mac))
-            .count()
+        let gone = entries.into_iter().filter(|(segment, mac, station)| {
+            old(*station) && self.tables.fdb.remove(*segment, *mac).is_some()
+        });
+        gone.count()
     }
 
     /// Removes one learned station.
