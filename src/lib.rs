@@ -14,6 +14,9 @@
 //! | L7 | [`lab`] | the network-namespace test harness |
 //! | L7 | [`mod@bench`] | throughput and latency against the kernel's VXLAN and others |
 
+// Links to private items help whoever reads the code, and lead nowhere for others.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod agent;
 pub mod bench;
 pub mod dataplane;

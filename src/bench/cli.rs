@@ -25,6 +25,8 @@ use super::{render, svg};
 ///
 /// Every subject gets a fresh pair of hosts, subjects take turns round by round, and every figure is
 /// a median with its range and its ratio to the baseline. Needs root, ip and ethtool.
+// Doc comments here are help texts, where <angle brackets> mark what to fill in.
+#[allow(rustdoc::invalid_html_tags)]
 #[derive(Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {

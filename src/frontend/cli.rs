@@ -1,7 +1,7 @@
 //! The command line: parse, call, render. Docker's words and flags where Docker has the same thing.
 //!
 //! Data goes to standard output, messages and errors to standard error. Exit codes:
-//! [`exit`](crate::agent::api::exit).
+//! [`exit`].
 
 mod agent;
 mod config;
