@@ -9,6 +9,8 @@ use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
+
 use common::dataplane::{eth_ipv4_udp, fix_ipv4_checksum, record, segment_config, vni};
 use weft::dataplane::counters::Counters;
 use weft::dataplane::forwarder::{Worker, WorkerConfig};
@@ -209,7 +211,7 @@ fn a_worker_in_the_steady_state_allocates_nothing() {
         left: 0,
         sent: 0,
     };
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(CachePadded::new(Counters::default()));
     let mut worker = Worker::new(
         WorkerConfig::default(),
         tables,

@@ -472,6 +472,10 @@ fn a_full_or_missing_uplink_is_a_named_drop() {
     pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));
     pair.run();
     assert_eq!(pair.b.counters().dropped(DropReason::UplinkFull), 1);
+    pair.b.port.fail_with(libc::ENETDOWN);
+    pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));
+    pair.run();
+    assert_eq!(pair.b.counters().dropped(DropReason::UplinkRefused), 1);
     pair.b.port.set_full(false);
     pair.b.remove_port();
     pair.a.port.push(Frame::plain(eth_ipv4_udp(A, B, b"x")));
@@ -605,6 +609,38 @@ fn an_interop_network_floods_the_unknown_and_learns() {
     let learned: Vec<_> = pair.b.learned.try_iter().collect();
     assert!(learned.iter().any(|e| e.mac == stranger), "{learned:?}");
     pair.check();
+}
+
+#[test]
+fn a_udp_super_frame_of_a_kernel_peer_keeps_its_segment_size() {
+    use weft::wire::frame::FrameBuilder;
+    for v6 in [false, true] {
+        let mut pair = pair();
+        let inner = FrameBuilder::new(mac_of(A), mac_of(B));
+        let inner = if v6 {
+            inner.ipv6(common::dataplane::v6(1), common::dataplane::v6(2))
+        } else {
+            inner.ipv4(A, B)
+        };
+        let inner = inner.udp(4000, 5000).payload(&[9; 5000]);
+        let frame = inner.partial_checksum().build();
+        // Across veth the kernel tells the inner segment size as the size of datagrams.
+        pair.wire.inject(Sent {
+            source: SocketAddr::new(pair.a.vtep.ip(), 50000),
+            destination: pair.b.vtep,
+            tos: 0,
+            bytes: [&vxlan::encode(vni())[..], &frame].concat(),
+            segment_size: 1200,
+        });
+        pair.run();
+        let got = pair.b.port.take();
+        assert_eq!(got.len(), 1, "{:?}", pair.b.counters());
+        assert_eq!(got[0].bytes, frame);
+        assert_eq!(got[0].vnet.gso_type, weft::wire::VnetHdr::GSO_UDP_L4);
+        assert_eq!(got[0].vnet.gso_size, 1200);
+        assert!(got[0].vnet.needs_csum());
+        pair.check();
+    }
 }
 
 #[test]

@@ -278,7 +278,7 @@ async fn super_frame_sizes_are_set_on_both_ends() {
     let host = link(&network.netns_path, &attached.host_ifname)
         .await
         .unwrap();
-    assert_eq!((inner.gso, host.gso), (wanted, wanted));
+    assert_eq!((inner.gso, host.gso), (wanted, wanted.for_delivery()));
     let text = run_in(&named(&name), &["ip", "-d", "link", "show", "eth0"]);
     assert!(text.contains("gso_max_segs 132"), "{text}");
 }

@@ -65,7 +65,7 @@ async fn super_frame_sizes_are_really_set() {
         let mut spec = place.network(&[&["10.0.1.254/24"]]);
         spec.segments[0].mtu = uplink_mtu;
         ensure_network(&spec).await.unwrap();
-        let wanted = GsoSizes::fit(uplink_mtu, UplinkKind::Packet);
+        let wanted = GsoSizes::fit(uplink_mtu, UplinkKind::Packet).for_delivery();
         for name in ["br0", "up0", "up1"] {
             let link = link(&spec.netns_path, name).await.unwrap();
             assert_eq!(link.gso, wanted, "{name}");
@@ -182,7 +182,7 @@ async fn a_tap_is_finished_once_it_is_there() {
     assert_eq!(tap.index, index);
     assert!(tap.up && tap.mtu == 1450 && tap.tx_queue_len == 10_000);
     assert_eq!(tap.port, Some(BridgePortFlags::UPLINK));
-    assert_eq!(tap.gso, GsoSizes::fit(1450, UplinkKind::Tap));
+    assert_eq!(tap.gso, GsoSizes::fit(1450, UplinkKind::Tap).for_delivery());
     assert_eq!(tap.mark().unwrap().id, spec.id);
     finish_tap(&spec, 0).await.unwrap();
     let again = ensure_network(&spec).await.unwrap();

@@ -1,3 +1,4 @@
+//! Fuzz target `encap`; its body is in the library, so that tests replay it.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| weft::dataplane::fuzzing::encap(data));

@@ -1,3 +1,4 @@
+//! Fuzz target `split`; its body is in the library, so that tests replay it.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| weft::dataplane::split::fuzzing::run(data));

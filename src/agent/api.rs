@@ -10,12 +10,11 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::tables::record::Version;
-use crate::wire::{Mac, Vni};
-
 pub use super::error::{ApiError, ErrorBody, ErrorCode, exit};
 pub use super::handle::Agent;
-pub use super::{config, ident, suggest};
+pub use super::{config, ident, metrics, suggest};
+pub use crate::tables::record::{EndpointRecord, Version};
+pub use crate::wire::{Mac, Vni};
 
 /// Option key: the VNIs of a network, comma-separated, one per IPv4 subnet (Docker's name).
 pub const OPTION_VXLANID_LIST: &str = "com.docker.network.driver.overlay.vxlanid_list";

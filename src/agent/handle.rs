@@ -231,16 +231,17 @@ impl Agent {
     pub(super) async fn bring_up(&self, network: &Network) -> Result<NetworkUp, ApiError> {
         let up = self.plumbing().network_up(NetworkPlan::of(network)).await?;
         if let Err(error) = self.fill_tables(network) {
-            // Half-filled tables forward some and drop some: better not at all.
-            let _first_error_counts = self.plumbing().network_down(&network.id).await;
+            // Without endpoints nobody misses it. With some, as after a restart, workloads keep their
+            // interfaces and the next comparison tries again.
+            if self.live().endpoints_of(&network.id).next().is_none() {
+                let _first_error_counts = self.plumbing().network_down(&network.id).await;
+            }
             return Err(error);
         }
         let before = self.live().up.insert(network.id.clone(), up.clone());
         if before.is_none() {
-            self.emit(Event::NetworkUp {
-                network: network.id.clone(),
-                name: network.name.clone(),
-            });
+            let (network, name) = (network.id.clone(), network.name.clone());
+            self.emit(Event::NetworkUp { network, name });
         }
         Ok(up)
     }
@@ -271,9 +272,16 @@ impl Agent {
         locals
             .iter()
             .try_for_each(|record| self.plumbing().put_local(record))?;
-        remote
-            .of_network(&network.id)
-            .try_for_each(|record| self.plumbing().put_remote(record))?;
+        let key = format!("records of {}", network.name);
+        let mut refused = None;
+        for record in remote.of_network(&network.id) {
+            // One record that the tables refuse does not keep the others out.
+            refused = self.plumbing().put_remote(record).err().or(refused);
+        }
+        match &refused {
+            Some(error) => self.trouble(&key, error.code.as_str(), error),
+            None => self.well_again(&key),
+        }
         self.tell_vteps(network, &remote)
     }
 

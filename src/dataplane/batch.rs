@@ -259,6 +259,11 @@ impl Batches {
                 .wait_writable(group.key.path, group.target.destination);
             outcome = send_range(group, &self.headers, 0..count, context);
         }
+        if let Err(error) = &outcome
+            && exceeds_path(group, error, context.underlay)
+        {
+            outcome = Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
         match outcome {
             Ok(()) => {}
             Err(error) if count > 1 && is_segmentation_refused(&error) => {
@@ -354,7 +359,8 @@ fn fill<'a>(
     used
 }
 
-/// COLD PATH: names the drop, and keeps a frame that was too big for the answer to its sender.
+/// COLD PATH: names the drop, and keeps frames that were too big: to be fragmented, or for the answer
+/// to their sender.
 #[cold]
 fn fail<U: Underlay>(
     group: &Group,
@@ -381,22 +387,34 @@ fn fail<U: Underlay>(
         && let Some(path_mtu) = context.underlay.path_mtu(group.target.destination)
     {
         reason = DropReason::PathTooSmall;
-        let Datagram { header, body } = group.datagrams[range.start];
         let part = |(start, len): (u32, u32), area: &[u8]| {
             area[start as usize..(start + len) as usize].to_vec()
         };
-        let mut datagram = part(header, headers);
-        datagram.extend(part(body, context.arena));
-        let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
-        refused.push(Refused {
-            port: group.target.port,
-            vtep: group.key.vtep,
-            path_mtu,
-            frame,
-        });
+        for Datagram { header, body } in &group.datagrams[range] {
+            let mut datagram = part(*header, headers);
+            datagram.extend(part(*body, context.arena));
+            let frame = datagram.split_off(crate::wire::vxlan::LEN.min(datagram.len()));
+            refused.push(Refused {
+                port: group.target.port,
+                vtep: group.key.vtep,
+                path_mtu,
+                frame,
+            });
+        }
     }
     context.counters.count_drop(reason, frames);
     tracing::debug!(vtep = %group.target.destination, frames, reason = reason.name(), %error, "send failed");
+}
+
+/// Whether segmentation was refused only because the datagrams exceed the path MTU, which some kernels
+/// call `EINVAL`, too (`udp_send_skb`).
+fn exceeds_path<U: Underlay>(group: &Group, error: &io::Error, underlay: &mut U) -> bool {
+    let destination = group.target.destination;
+    let headers = if destination.is_ipv4() { 28 } else { 48 };
+    error.raw_os_error() == Some(libc::EINVAL)
+        && underlay
+            .path_mtu(destination)
+            .is_some_and(|mtu| group.segment_len + headers > mtu as usize)
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -410,4 +428,60 @@ fn is_segmentation_refused(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::channel::ChannelWire;
+
+    fn send_two(errno: i32, path_mtu: Option<u32>) -> (Batches, usize) {
+        let wire = ChannelWire::new();
+        let peer = ([10, 99, 0, 2], 4789).into();
+        let mut underlay = wire.attach(([10, 99, 0, 1], 4789).into());
+        if let Some(mtu) = path_mtu {
+            wire.set_path_mtu(peer, mtu);
+        }
+        wire.fail_next([errno]);
+        let counters = Counters::default();
+        let mut context = SendContext {
+            underlay: &mut underlay,
+            arena: &[0; 2000],
+            counters: &counters,
+        };
+        let mut batches = Batches::new();
+        let key = GroupKey {
+            vtep: 0,
+            path: 0,
+            tos: 0,
+        };
+        let target = GroupTarget {
+            destination: peer,
+            port: SegmentIndex(0),
+        };
+        for start in [0, 1000] {
+            let group = batches.group(key, target, 1000, &mut context);
+            batches.add_frame(group, start, 1000, &counters);
+        }
+        batches.flush(&mut context);
+        let datagrams = underlay.send_limits(peer).datagrams;
+        (batches, datagrams)
+    }
+
+    #[test]
+    fn a_path_that_got_smaller_does_not_end_segmentation() {
+        for errno in [libc::EINVAL, libc::EMSGSIZE] {
+            let (batches, datagrams) = send_two(errno, Some(900));
+            assert_eq!((batches.refused.len(), datagrams), (2, 128));
+            assert!(batches.refused.iter().all(|r| r.path_mtu == 900));
+        }
+    }
+
+    #[test]
+    fn segmentation_ends_when_the_kernel_refuses_it() {
+        for errno in [libc::EINVAL, libc::EIO] {
+            let (batches, datagrams) = send_two(errno, Some(1500));
+            assert_eq!((batches.refused.len(), datagrams), (0, 1));
+        }
+    }
 }

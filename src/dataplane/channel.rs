@@ -35,7 +35,7 @@ impl Frame {
 struct PortQueues {
     from_workloads: VecDeque<Frame>,
     to_workloads: Vec<Frame>,
-    full: bool,
+    error: Option<i32>,
 }
 
 /// An uplink in memory. Clones share the queues: keep one as the workload's side.
@@ -64,7 +64,12 @@ impl ChannelPort {
 
     /// Makes writes fail as a full queue does, or stops that.
     pub fn set_full(&self, full: bool) {
-        self.queues().full = full;
+        self.queues().error = full.then_some(libc::EAGAIN);
+    }
+
+    /// Makes writes fail with an error until [`ChannelPort::set_full`] clears it.
+    pub fn fail_with(&self, error: i32) {
+        self.queues().error = Some(error);
     }
 }
 
@@ -87,8 +92,8 @@ impl FramePort for ChannelPort {
 
     fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         let mut queues = self.queues();
-        if queues.full {
-            return Err(io::ErrorKind::WouldBlock.into());
+        if let Some(error) = queues.error {
+            return Err(io::Error::from_raw_os_error(error));
         }
         let all: Vec<u8> = pieces.iter().flat_map(|p| p.iter().copied()).collect();
         if all.len() < VnetHdr::LEN {

@@ -145,7 +145,7 @@ impl CounterSnapshot {
         let encap = self.forwarded
             + self.flooded
             + self.answered
-            + self.dropped_between(FrameTruncated, VtepSuspended);
+            + self.dropped_between(FrameTruncated, TooBig);
         let sent = self.datagrams_sent + self.dropped_between(UnderlayFull, UnderlayRefused);
         let decap = self.delivered + self.dropped_between(DatagramTruncated, UplinkGone);
         let rows = [

@@ -97,7 +97,7 @@ fn admit(
         Some(Station::Gateway) => return admit_gateway(view, segment, vtep, frame, inner),
         _ => return Err(DropReason::InnerSpoofedMac),
     }
-    if inner.vlan.is_some_and(|tci| tci & 0xfff != 0) {
+    if super::encap::on_own_vlan(inner) {
         return Ok(());
     }
     match bum::claimed_address(frame, inner) {

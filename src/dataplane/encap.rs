@@ -48,11 +48,20 @@ fn decide_group(
     bum: &mut TokenBucket,
     now_ns: u64,
 ) -> EncapVerdict {
-    let Some(question) = bum::neighbour_question(frame, inner) else {
+    let question = match on_own_vlan(inner) {
+        true => None,
+        false => bum::neighbour_question(frame, inner),
+    };
+    let Some(question) = question else {
         return flood(segment, bum, now_ns);
     };
     let (NeighbourQuestion::Arp(target) | NeighbourQuestion::NeighbourDiscovery(target)) = question;
     match view.neigh.find(segment.index, target) {
+        // An announcement, or duplicate address detection: where no control plane tells the other
+        // VTEPs' stations who has an address, they have to hear it.
+        Some(neighbour) if neighbour.mac == inner.src && segment.policy.flood_unknown => {
+            flood(segment, bum, now_ns)
+        }
         Some(neighbour) if neighbour.local => EncapVerdict::Drop(DropReason::NeighbourLocal),
         // A gratuitous ARP or ND about the sender itself needs no answer.
         Some(neighbour) if neighbour.mac == inner.src => {
@@ -98,8 +107,7 @@ fn admit(view: &View, segment: &Segment, frame: &[u8], inner: &Inner) -> Result<
         Some(Station::Gateway) => return admit_gateway(view, segment, frame, inner),
         _ => return Err(DropReason::SpoofedSourceMac),
     }
-    // A tagged frame belongs to a VLAN of the workloads' own making, with addresses we do not manage.
-    if inner.vlan.is_some_and(|tci| tci & 0xfff != 0) {
+    if on_own_vlan(inner) {
         return Ok(());
     }
     if let Some(reason) = bum::rogue_server(frame, inner) {
@@ -143,6 +151,12 @@ fn admit_gateway(
     } else {
         Err(DropReason::SpoofedSourceIp)
     }
+}
+
+/// Whether the frame is on a VLAN of the workloads' own making, whose addresses no record lists.
+#[inline]
+pub(super) fn on_own_vlan(inner: &Inner) -> bool {
+    inner.vlan.is_some_and(|tci| tci & 0xfff != 0)
 }
 
 /// IPv6 link-local: every station has one that no record lists.

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
+use crossbeam_utils::CachePadded;
 
 use super::batch::{Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
@@ -31,7 +32,7 @@ use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
 use super::{decap, encap, too_big};
 use crate::tables::fdb::Station;
 use crate::tables::{Segment, SegmentIndex, Tables, View};
-use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6};
+use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
 use crate::wire::{Mac, VnetHdr, arp, ecn, flow, ndp, vxlan};
 
 /// Sizes of a worker's work.
@@ -49,6 +50,8 @@ pub struct WorkerConfig {
     pub decap_budget: usize,
     /// "Packet too big" messages per second.
     pub icmp_rate: u32,
+    /// The same for one flow, so that a deaf one does not use up the others' share.
+    pub icmp_flow_rate: u32,
 }
 
 impl Default for WorkerConfig {
@@ -64,6 +67,7 @@ impl Default for WorkerConfig {
             encap_budget: 64,
             decap_budget: 32,
             icmp_rate: 100,
+            icmp_flow_rate: 10,
         }
     }
 }
@@ -81,6 +85,9 @@ pub struct LearnEvent {
     pub now_s: u32,
 }
 
+/// Buckets that limit "packet too big" messages by flow.
+const ICMP_FLOWS: usize = 64;
+
 struct Port<P> {
     io: P,
     bum: TokenBucket,
@@ -89,7 +96,7 @@ struct Port<P> {
 /// One worker: uplinks, underlay, buffers, counters.
 pub struct Worker<P, U> {
     tables: Arc<Tables>,
-    counters: Arc<Counters>,
+    counters: Arc<CachePadded<Counters>>,
     config: WorkerConfig,
     /// By segment index.
     ports: Vec<Option<Port<P>>>,
@@ -99,6 +106,8 @@ pub struct Worker<P, U> {
     receive: ReceiveBuffers,
     merger: Merger,
     icmp: TokenBucket,
+    /// By flow hash; flows that collide share.
+    icmp_flows: [TokenBucket; ICMP_FLOWS],
     learn: Option<Sender<LearnEvent>>,
 }
 
@@ -107,7 +116,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     pub fn new(
         config: WorkerConfig,
         tables: Arc<Tables>,
-        counters: Arc<Counters>,
+        counters: Arc<CachePadded<Counters>>,
         underlay: U,
         learn: Option<Sender<LearnEvent>>,
     ) -> Worker<P, U> {
@@ -122,6 +131,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             receive: ReceiveBuffers::new(config.receive_buffers),
             merger: Merger::new(config.merge_flows, config.merge),
             icmp: TokenBucket::default(),
+            icmp_flows: [TokenBucket::default(); ICMP_FLOWS],
             learn,
         }
     }
@@ -325,7 +335,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             .snapshot
             .vteps
             .get(vtep as usize)
-            .ok_or(DropReason::VtepSuspended)?;
+            .ok_or(DropReason::NoVtep)?;
         let largest = job
             .plan
             .as_ref()
@@ -476,7 +486,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 true
             }
             too_big::Outcome::Tell(reply) => {
-                if self.icmp.take(self.config.icmp_rate, now_ns) {
+                if self.may_tell(frame, now_ns) {
                     self.counters.icmp_too_big.add(1);
                     self.write_to_port(segment.index, &reply);
                 }
@@ -484,6 +494,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             }
             too_big::Outcome::Nothing => false,
         }
+    }
+
+    /// Whether the rate of messages allows one more about this frame's flow.
+    fn may_tell(&mut self, frame: &[u8], now_ns: u64) -> bool {
+        let hash = inner::parse(frame).map_or(0, |inner| flow::hash(frame, &inner));
+        self.icmp_flows[hash as usize % ICMP_FLOWS].take(self.config.icmp_flow_rate, now_ns)
+            && self.icmp.take(self.config.icmp_rate, now_ns)
     }
 
     /// Sends one frame that is not in the arena, by itself.
@@ -597,7 +614,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         received: &ReceivedDatagrams,
         now_ns: u64,
     ) {
-        let stride = received.segment_size.max(1);
+        let super_size = self.inner_super_size(buffer, received);
+        let stride = match super_size {
+            Some(_) => received.len.max(1),
+            None => received.segment_size.max(1),
+        };
         let count = received.len.div_ceil(stride).max(1);
         self.counters.receives.add(1);
         self.counters.decap_datagrams.add(count as u64);
@@ -620,6 +641,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             vtep,
             ecn: ecn::Ecn::of_tos(received.tos),
             verified: received.coalesced && count > 1,
+            super_size,
             now_s: (now_ns / 1_000_000_000) as u32,
             last: None,
         };
@@ -635,6 +657,24 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 counters.count_drop(reason, 1);
             }
         }
+    }
+
+    /// The segment size of a UDP super-frame that a kernel peer across veth or virtio sent as one
+    /// datagram. The kernel then states the inner segment size as if it were that of datagrams; they
+    /// are told apart by the inner packet, which ends where the first datagram or all of it does.
+    #[inline]
+    fn inner_super_size(&self, buffer: u16, received: &ReceivedDatagrams) -> Option<u16> {
+        if received.segment_size >= received.len || received.len > RECEIVE_MAX {
+            return None;
+        }
+        let whole = Piece {
+            buffer,
+            start: vxlan::LEN as u32,
+            len: received.len.checked_sub(vxlan::LEN)? as u32,
+        };
+        let inner = inner::parse(self.receive.bytes(whole)).ok()?;
+        let one = inner.end == whole.len as usize && inner.proto == PROTO_UDP && inner.has_ports();
+        one.then_some(received.segment_size as u16)
     }
 
     #[inline]
@@ -719,10 +759,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 inner.tos = now.in_tos(inner.tos);
             }
         }
+        // Segments of a super-frame are as long as its sender said, others fill the MTU.
+        let mtu = match run.super_size {
+            Some(size) => (inner.l4 + UDP_LEN - inner.l3).saturating_add(size),
+            None => segment.mtu as u16,
+        };
         let meta = Meta {
             port: u32::from(segment.index.0),
             verified: run.verified,
-            mtu: segment.mtu as u16,
+            mtu,
         };
         let Worker {
             merger,
@@ -784,6 +829,8 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 }
 
+const UDP_LEN: u16 = 8;
+
 /// What is known of a frame after reading it. Positions are in the arena.
 struct Job {
     start: usize,
@@ -800,6 +847,7 @@ struct Run<'v> {
     vtep: u32,
     ecn: ecn::Ecn,
     verified: bool,
+    super_size: Option<u16>,
     now_s: u32,
     last: Option<LastDatagram<'v>>,
 }

@@ -4,6 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
+
 use super::channel::{ChannelPort, ChannelUnderlay, ChannelWire, Frame, Sent};
 use super::counters::Counters;
 use super::forwarder::{Worker, WorkerConfig};
@@ -20,7 +22,7 @@ struct Node {
     wire: ChannelWire,
     port: ChannelPort,
     worker: Worker<ChannelPort, ChannelUnderlay>,
-    counters: Arc<Counters>,
+    counters: Arc<CachePadded<Counters>>,
 }
 
 fn ip(host: u8) -> Ipv4Addr {
@@ -58,7 +60,7 @@ fn node(policy: SegmentPolicy) -> Option<Node> {
     writer.upsert_local(&record(1, HERE)).ok()?;
     writer.upsert_remote(&record(2, THERE)).ok()?;
     let wire = ChannelWire::new();
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(CachePadded::new(Counters::default()));
     let port = ChannelPort::new();
     let underlay = wire.attach(HERE);
     let mut worker = Worker::new(

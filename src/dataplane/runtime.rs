@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_utils::CachePadded;
 
 use super::counters::{CounterSnapshot, Counters};
 use super::forwarder::{LearnEvent, Worker, WorkerConfig};
@@ -25,9 +26,8 @@ use crate::sys::tap::Tap;
 use crate::sys::udp::{self, PathMtuDiscovery, UdpOptions, UdpSocket};
 use crate::sys::{SysError, affinity};
 use crate::tables::{SegmentIndex, Tables};
+use crate::wire::flow;
 
-/// First UDP source port of the pool (RFC 7348 §5: the dynamic range is recommended).
-const SOURCE_PORT_MIN: u16 = 49152;
 const UDP_BUFFER_LEN: usize = 8 << 20;
 const UPLINK_BUFFER_LEN: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
@@ -142,7 +142,7 @@ enum Order {
 struct Handle {
     orders: Sender<Order>,
     waker: Arc<Waker>,
-    counters: Arc<Counters>,
+    counters: Arc<CachePadded<Counters>>,
     alive: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -344,6 +344,9 @@ fn open_underlay(
         rcvbuf: UDP_BUFFER_LEN,
         sndbuf: UDP_BUFFER_LEN,
         path_mtu_discovery: PathMtuDiscovery::Do,
+        // An ICMP error would fail the next send, whoever that is for: one VTEP that refuses would take
+        // frames from the others. Path MTUs are kept by the kernel's routes all the same.
+        recv_errors: false,
         ..UdpOptions::default()
     };
     let receive_options = UdpOptions {
@@ -370,7 +373,7 @@ fn open_underlay(
 fn bind_source_port(vtep: IpAddr, options: &UdpOptions) -> Result<UdpSocket, DataplaneError> {
     let mut last = None;
     for _ in 0..64 {
-        let port = rand::random_range(SOURCE_PORT_MIN..=u16::MAX);
+        let port = rand::random_range(flow::SOURCE_PORT_MIN..=u16::MAX);
         match UdpSocket::bind(SocketAddr::new(vtep, port), options) {
             Ok(socket) => return Ok(socket),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => last = Some(error),
@@ -414,7 +417,7 @@ fn start_worker(
 ) -> Result<Handle, DataplaneError> {
     let (orders, inbox) = unbounded();
     let waker = Arc::new(Waker::new()?);
-    let counters = Arc::new(Counters::default());
+    let counters = Arc::new(CachePadded::new(Counters::default()));
     let alive = Arc::new(AtomicBool::new(true));
     let poller = Poller::new()?;
     watch(&poller, waker.as_fd(), TOKEN_WAKER)?;
@@ -479,7 +482,7 @@ struct Loop {
     poller: Poller,
     inbox: Receiver<Order>,
     waker: Arc<Waker>,
-    counters: Arc<Counters>,
+    counters: Arc<CachePadded<Counters>>,
     spin: Duration,
 }
 

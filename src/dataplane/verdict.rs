@@ -50,7 +50,6 @@ drop_reasons! {
     BumRate "bum_rate" "More broadcast and multicast than the network's rate limit.",
     TaggedFrame "tagged_frame" "An 802.1Q tagged frame on a network that does not carry tags.",
     TooBig "too_big" "A frame larger than the path can carry; the sender was told by ICMP where that is allowed.",
-    VtepSuspended "vtep_suspended" "The destination's node is known to be gone.",
     // Send: datagrams to the underlay.
     UnderlayFull "underlay_full" "The underlay's send queue stayed full.",
     UnderlayUnreachable "underlay_unreachable" "The kernel has no way to the VTEP (no route, refused, firewall).",

@@ -16,9 +16,10 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::client::{self, Client};
 use crate::agent::api::config::DEFAULT_SOCKET;
@@ -95,15 +96,43 @@ enum Command {
     /// Detach every workload and remove every network of this node
     Reset(agent::ResetArgs),
     /// Show the versions of this program and of the agent
+    #[command(after_help = "Example:\n  weft version --json")]
     Version,
     /// Hosts made of network namespaces on one machine, to try weft out
     Lab(crate::lab::cli::LabArgs),
 }
 
+/// A command that another layer brings along, such as the lab: the front end lists it in help, manual
+/// and completion without knowing what it does.
+#[derive(Clone, Copy)]
+pub struct Extra {
+    /// The word on the command line.
+    pub name: &'static str,
+    /// Its description and arguments.
+    pub command: fn() -> clap::Command,
+    /// Carries it out.
+    pub run: fn(&clap::ArgMatches) -> ExitCode,
+}
+
+static EXTRAS: OnceLock<&'static [Extra]> = OnceLock::new();
+
 /// Parses the command line, carries it out, and tells the exit code.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+pub fn main(args: impl IntoIterator<Item = OsString>, extras: &'static [Extra]) -> ExitCode {
+    let extras = EXTRAS.get_or_init(|| extras);
+    let parsed = command().try_get_matches_from(args).and_then(|matches| {
+        let called = matches.subcommand();
+        let extra = called.and_then(|(name, sub)| {
+            let extra = extras.iter().find(|extra| extra.name == name)?;
+            Some((extra.run)(sub))
+        });
+        match extra {
+            Some(code) => Ok(Parsed::Extra(code)),
+            None => Cli::from_arg_matches(&matches).map(|cli| Parsed::Own(Box::new(cli))),
+        }
+    });
+    let cli = match parsed {
+        Ok(Parsed::Own(cli)) => cli,
+        Ok(Parsed::Extra(code)) => return code,
         Err(error) => {
             // Help and version are no errors, and clap knows which stream is right.
             let _a_closed_stream_is_fine = error.print();
@@ -124,7 +153,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// The command line as clap sees it, for documentation and completion.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let extras = EXTRAS.get().copied().unwrap_or_default();
+    extras.iter().fold(Cli::command(), |all, extra| {
+        all.subcommand((extra.command)().name(extra.name))
+    })
+}
+
+enum Parsed {
+    Own(Box<Cli>),
+    Extra(ExitCode),
 }
 
 /// Result of a command: its exit code.

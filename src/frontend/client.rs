@@ -18,12 +18,10 @@ use tokio::net::UnixStream;
 
 use super::http::Removed;
 use crate::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointView, ErrorBody, ErrorCode,
-    EventList, FdbList, NetworkCreated, NetworkView, NetworksPruned, RecordRequest, RecordsApplied,
-    ResetReport, Status, VersionInfo, VtepChange, VtepList,
+    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointRecord, EndpointView, ErrorBody,
+    ErrorCode, EventList, FdbList, Mac, NetworkCreated, NetworkView, NetworksPruned, RecordRequest,
+    RecordsApplied, ResetReport, Status, VersionInfo, VtepChange, VtepList,
 };
-use crate::tables::record::EndpointRecord;
-use crate::wire::Mac;
 
 /// How long a request may take when nothing else is said.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -80,7 +80,9 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     };
     let listener = bind_socket(&settings)?;
     let socket = settings.socket.clone();
-    let agent = Agent::start(settings, plumbing).await?;
+    let agent = Agent::start(settings, plumbing).await.inspect_err(|_| {
+        let _nobody_serves_it = std::fs::remove_file(&socket);
+    })?;
     let (quit, _) = watch::channel(false);
     let quitting = |mut quit: watch::Receiver<bool>| async move {
         let _told = quit.wait_for(|quit| *quit).await;

@@ -26,11 +26,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::api::{
-    Agent, ApiError, AttachRequest, CreateNetwork, ErrorBody, ErrorCode, RecordBatch, VtepChange,
+    Agent, ApiError, AttachRequest, CreateNetwork, ErrorBody, ErrorCode, Mac, RecordBatch, Version,
+    VtepChange,
 };
-use crate::agent::metrics;
-use crate::tables::record::Version;
-use crate::wire::Mac;
 
 /// The largest request body in bytes: ten thousand records fit.
 pub const BODY_MAX: usize = 8 << 20;
@@ -348,7 +346,7 @@ async fn reset(State(agent): State<Agent>) -> Result<impl IntoResponse, Failure>
 async fn metrics_text(State(agent): State<Agent>) -> impl IntoResponse {
     (
         [(header::CONTENT_TYPE, METRICS_TYPE)],
-        metrics::text(&agent.status().await),
+        agent.metrics().await,
     )
 }
 

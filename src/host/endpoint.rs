@@ -421,7 +421,7 @@ impl EndpointBuilder<'_> {
             name,
             mac: None,
             mtu: self.spec.mtu,
-            gso: self.spec.gso,
+            gso: self.spec.gso.for_delivery(),
             tx_queue_len: None,
             bridge: Some(bridge),
             raw: false,

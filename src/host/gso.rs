@@ -58,6 +58,22 @@ impl GsoSizes {
     }
 }
 
+impl GsoSizes {
+    /// The sizes for the links between the agent and a workload's own interface.
+    ///
+    /// Only the workload's interface shapes what is sent. What the agent delivers is merged from what
+    /// other nodes sent, and may be a little longer, or of more and smaller segments. The kernel drops
+    /// such a frame (`ENOBUFS`, or silently where it would have to segment behind a packet socket that
+    /// bypasses the queueing discipline), so these links take all of 64 KiB and any number.
+    pub fn for_delivery(self) -> GsoSizes {
+        GsoSizes {
+            max_segs: GsoSizes::KERNEL_DEFAULT.max_segs,
+            max_size: LEGACY_MAX,
+            ipv4_max_size: self.ipv4_max_size.max(LEGACY_MAX),
+        }
+    }
+}
+
 /// Inner frames of `mtu_inner` that fit one UDP_SEGMENT send: Ethernet and VXLAN header each, at most
 /// `UDP_MAX_SEGMENTS` and at least one.
 fn segments_per_send(mtu_inner: u32) -> u32 {

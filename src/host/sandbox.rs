@@ -50,9 +50,9 @@ impl SegmentSpec {
         }
     }
 
-    /// The super-frame sizes of all links of this segment.
+    /// The super-frame sizes of this segment's links in the network's namespace.
     pub fn gso(&self) -> GsoSizes {
-        GsoSizes::fit(self.mtu, self.uplink)
+        GsoSizes::fit(self.mtu, self.uplink).for_delivery()
     }
 
     fn has_v6(&self) -> bool {

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use crossbeam_utils::CachePadded;
+
 use crossbeam_channel::Receiver;
 use etherparse::PacketBuilder;
 use weft::dataplane::channel::{ChannelPort, ChannelUnderlay, ChannelWire};
@@ -17,7 +19,7 @@ pub struct Node {
     pub writer: TableWriter,
     pub worker: Worker<ChannelPort, ChannelUnderlay>,
     pub port: ChannelPort,
-    pub counters: Arc<Counters>,
+    pub counters: Arc<CachePadded<Counters>>,
     pub vtep: SocketAddr,
     pub learned: Receiver<LearnEvent>,
 }
@@ -87,7 +89,7 @@ impl Node {
         writer
             .upsert_remote(&record(other, IpAddr::from([192, 0, 2, other])))
             .unwrap();
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::new(CachePadded::new(Counters::default()));
         let (learn, learned) = crossbeam_channel::bounded(64);
         let mut worker = Worker::new(
             WorkerConfig::default(),

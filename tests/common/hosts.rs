@@ -165,7 +165,7 @@ impl Hosts {
         let underlay = self.underlay;
         let host = &mut self.hosts[usize::from(index) - 1];
         host.plumb_uplink(underlay);
-        let (mut writer, tables) = TableWriter::new(4789, 1);
+        let (mut writer, tables) = TableWriter::new(config.port, 1);
         let gateway = Ipv4Addr::new(10, 0, 1, 254);
         let segment = SegmentConfig {
             vni: vni(),
@@ -215,8 +215,13 @@ impl Hosts {
     pub fn start_kernel(&mut self, index: u8, others: &[u8], options: &str) {
         let (underlay, host) = (self.underlay, &self.hosts[usize::from(index) - 1]);
         let (ns, net) = (&host.ns, &host.net);
+        let port = if options.contains("dstport") {
+            ""
+        } else {
+            "dstport 4789"
+        };
         sh(&format!(
-            "ip -n {ns} link add vx0 type vxlan id {} dstport 4789 local {} nolearning {options} && ip -n {ns} link set vx0 netns {net} && ip -n {net} link set vx0 mtu {} master br0 up",
+            "ip -n {ns} link add vx0 type vxlan id {} {port} local {} nolearning {options} && ip -n {ns} link set vx0 netns {net} && ip -n {net} link set vx0 mtu {} master br0 up",
             vni(),
             host.vtep,
             underlay.mtu_inner(),
@@ -380,4 +385,39 @@ pub fn record(index: u8, vtep: IpAddr) -> EndpointRecord {
 
 pub fn named(name: &str) -> Netns {
     Netns::open(format!("/run/netns/{name}")).expect("the namespace exists")
+}
+
+impl Hosts {
+    /// Like [`Hosts::start_weft_with`], on a TAP in place of the veth pair: the fallback uplink.
+    pub fn start_weft_on_tap(
+        &mut self,
+        index: u8,
+        policy: SegmentPolicy,
+        others: &[u8],
+        mut config: DataplaneConfig,
+    ) {
+        let mtu = self.underlay.mtu_inner();
+        // A TAP takes no frame above 64 KiB.
+        config.worker.merge.max_len = 65_535;
+        self.start_weft_with(index, policy, others, config);
+        let host = self.host(index);
+        let dataplane = host.dataplane.as_ref().expect("it was started");
+        dataplane.remove_uplink(SegmentIndex(0)).unwrap();
+        let queues = named(&host.net)
+            .run_in(|| weft::sys::tap::Tap::open("tap0", dataplane.worker_count()))
+            .unwrap()
+            .unwrap();
+        sh(&format!(
+            "set -e
+            ip -n {net} link del up0
+            ip -n {net} link set tap0 mtu {mtu} master br0 up
+            bridge -n {net} link set dev tap0 learning off
+            ip -n {workload} link set eth0 gso_max_segs 44 gso_max_size 65536",
+            net = host.net,
+            workload = host.workload,
+        ));
+        dataplane
+            .add_uplink(SegmentIndex(0), UplinkSource::Tap(queues))
+            .unwrap();
+    }
 }

@@ -1,5 +1,10 @@
 //! What several test programs share. Each uses a part of it.
 #![allow(dead_code)]
 
+pub mod cases;
 pub mod dataplane;
 pub mod hosts;
+pub mod probe;
+pub mod traffic;
+pub mod transfer;
+pub mod wiretap;

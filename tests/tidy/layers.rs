@@ -38,7 +38,15 @@ const LAYERS: &[Layer] = &[
     },
     layer("host", &["wire", "sys"]),
     layer("agent", &["wire", "sys", "tables", "dataplane", "host"]),
-    layer("frontend", &["agent::api"]),
+    Layer {
+        name: "frontend",
+        may: &["agent::api"],
+        also: &[(
+            "src/frontend/daemon",
+            &["agent"],
+            "puts the agent together and starts it",
+        )],
+    },
     layer("lab", &["wire", "sys", "host", "agent::api", "frontend"]),
     layer("bench", &["wire", "sys", "host", "agent::api", "frontend"]),
     layer(

@@ -273,6 +273,14 @@ fn options_are_known_or_refused_with_a_suggestion() {
             "{value}"
         );
     }
+    let plan = catalog
+        .plan(&with(OPTION_INTEROP, "true"), &pools(), &fresh(1))
+        .unwrap();
+    assert!(plan.network.interop && plan.network.options()[OPTION_INTEROP] == "true");
+    assert_eq!(
+        code(&catalog, &with(OPTION_INTEROP, "yes")),
+        ErrorCode::InvalidOption
+    );
     assert_eq!(
         code(&catalog, &with("encrypted", "")),
         ErrorCode::Unsupported

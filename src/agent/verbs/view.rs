@@ -14,6 +14,7 @@ use crate::agent::endpoint::Endpoint;
 use crate::agent::error::ApiError;
 use crate::agent::handle::{Agent, Live};
 use crate::agent::ident;
+use crate::agent::metrics;
 use crate::agent::network::{Builtin, Found, INGRESS_SUBNET, Network};
 use crate::tables::record::{EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
@@ -235,6 +236,11 @@ impl Agent {
             dataplane,
             networks,
         }
+    }
+
+    /// The status as OpenMetrics text.
+    pub async fn metrics(&self) -> String {
+        metrics::text(&self.status().await)
     }
 
     /// Program and API version.

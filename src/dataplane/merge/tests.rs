@@ -1,3 +1,5 @@
+//! Rules of coalescing, each a test with literal bytes.
+
 use super::*;
 use crate::wire::inner;
 

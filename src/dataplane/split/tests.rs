@@ -1,3 +1,5 @@
+//! Rules of segmentation, each a test against a slow builder.
+
 use super::*;
 
 #[path = "../../../tests/offload/frames.rs"]

@@ -6,9 +6,8 @@ use clap::Args;
 
 use super::output::{self, print, print_json, table};
 use super::{Context, Done};
-use crate::agent::api::{AttachRequest, EndpointView, exit};
+use crate::agent::api::{AttachRequest, EndpointView, Mac, exit};
 use crate::frontend::client::block_on;
-use crate::wire::Mac;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -66,7 +65,7 @@ pub struct PsArgs {
 
 pub fn attach(args: AttachArgs, context: &Context) -> Done {
     let wish = AttachRequest {
-        target: args.target,
+        target: absolute(args.target),
         name: args.name,
         ips: args.ip,
         mac: args.mac,
@@ -79,6 +78,15 @@ pub fn attach(args: AttachArgs, context: &Context) -> Done {
         print(&format!("{}\n", endpoint.id))?;
     }
     Ok(exit::OK)
+}
+
+/// A relative path is meant from where the command was given, which is not where the agent is.
+fn absolute(target: String) -> String {
+    if !target.contains('/') || target.starts_with('/') {
+        return target;
+    }
+    let path = std::path::absolute(&target);
+    path.map_or(target, |path| path.display().to_string())
 }
 
 pub fn detach(args: &DetachArgs, context: &Context) -> Done {

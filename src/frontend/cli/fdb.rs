@@ -7,11 +7,9 @@ use clap::{Args, Subcommand};
 use super::output::{print, print_json};
 use super::{Context, Done};
 use crate::agent::api::{
-    ApiError, ErrorCode, FdbEntry, FdbKind, RecordRequest, RecordsApplied, exit,
+    ApiError, ErrorCode, FdbEntry, FdbKind, Mac, RecordRequest, RecordsApplied, Version, exit,
 };
 use crate::frontend::client::block_on;
-use crate::tables::record::Version;
-use crate::wire::Mac;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -182,7 +180,7 @@ mod tests {
     fn rows_read_like_bridge_fdb() {
         let entry = FdbEntry {
             network: "web".into(),
-            vni: crate::wire::Vni::FIRST_USER,
+            vni: crate::agent::api::Vni::FIRST_USER,
             kind: FdbKind::Remote,
             mac: "02:42:0a:00:01:07".parse().unwrap(),
             ips: vec!["10.0.1.7".parse().unwrap()],

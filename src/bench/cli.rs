@@ -1,0 +1,347 @@
+//! `weft bench`: parse, run, render.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use super::baseline;
+use super::interrupt::{self, Interrupted};
+use super::machine::Facts;
+use super::measure::{Settings, Tool};
+use super::offload::Profile;
+use super::plan::Test;
+use super::process::{self, Launcher};
+use super::results::Report;
+use super::run::{self, Plan};
+use super::subject::Kind;
+use super::topology::{Shape, remove_leftovers};
+use super::traffic::{Traffic, traffic_main};
+use super::{render, svg};
+
+/// Measure throughput and latency of tunnels between two hosts in network namespaces.
+///
+/// Every subject gets a fresh pair of hosts, subjects take turns round by round, and every figure is
+/// a median with its range and its ratio to the baseline. Needs root, ip and ethtool.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    helper: Option<HelperCommand>,
+
+    /// Tunnels to compare: weft, kernel, kernel+nf, ovs, tun-tap, veth
+    #[arg(long, value_delimiter = ',', default_values_t = DEFAULT_SUBJECTS)]
+    subjects: Vec<Kind>,
+
+    /// Subject the ratios refer to; kernel if it takes part, else the first one
+    #[arg(long, value_name = "SUBJECT")]
+    baseline: Option<Kind>,
+
+    /// Tests: tcp<streams>[-<congestion control>], udp<bytes>, rr[<ms>], tcprr[<ms>], ping<ms>,
+    /// loaded, integrity; all that fit this kernel if not given
+    #[arg(long, value_delimiter = ',')]
+    tests: Vec<Test>,
+
+    /// Rounds; medians need at least 3
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+
+    /// Length of each measuring window in seconds
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+
+    /// Underlay offload profiles to run under
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "ideal")]
+    offloads: Vec<Profile>,
+
+    /// MTU of the underlay in bytes
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1350..=9000))]
+    mtu: u32,
+
+    /// IPv6 between the workloads
+    #[arg(long)]
+    ipv6_inner: bool,
+
+    /// IPv6 between the hosts
+    #[arg(long)]
+    ipv6_underlay: bool,
+
+    /// Program that makes the TCP streams
+    #[arg(long, value_enum, default_value = "own")]
+    tool: Tool,
+
+    /// MiB per direction of the integrity test
+    #[arg(long, default_value_t = 512)]
+    integrity_mib: u64,
+
+    /// One short round of a few tests with weft and the kernel: does it work, roughly how fast
+    #[arg(long)]
+    quick: bool,
+
+    /// Exit with code 3 when the machine was too noisy to trust the figures
+    #[arg(long)]
+    strict: bool,
+
+    /// Print Markdown instead of the table for terminals
+    #[arg(long)]
+    markdown: bool,
+
+    /// Print JSON, samples included, instead of the table
+    #[arg(long)]
+    json: bool,
+
+    /// Write everything, samples included, to a JSON file
+    #[arg(long, value_name = "FILE")]
+    json_file: Option<PathBuf>,
+
+    /// Write plots to an SVG file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+
+    /// Binary that plays the traffic programs and the agents, if not this one
+    #[arg(long, hide = true, value_name = "FILE")]
+    helper_exe: Option<PathBuf>,
+}
+
+const DEFAULT_SUBJECTS: [Kind; 5] = [
+    Kind::Weft,
+    Kind::Kernel,
+    Kind::Ovs,
+    Kind::TunTap,
+    Kind::Veth,
+];
+
+/// Parts of the bench that run as processes of their own.
+#[derive(Clone, Debug, Subcommand)]
+enum HelperCommand {
+    /// One end of a test
+    #[command(subcommand, hide = true)]
+    Traffic(Traffic),
+    /// One end of the naive userspace tunnel
+    #[command(hide = true)]
+    NaiveTunnel(baseline::TunnelArgs),
+    /// Run a program in a network namespace, ending with its parent
+    #[command(hide = true)]
+    Exec {
+        /// Name of the namespace
+        #[arg(long)]
+        netns: String,
+        /// Program and arguments
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        program: Vec<String>,
+    },
+}
+
+/// Exit code for "measured, but do not trust it".
+const DEGRADED: u8 = 3;
+/// Exit code after a signal, as shells count.
+const INTERRUPTED: u8 = 130;
+
+/// `weft bench …` as a command line of its own, for the binary.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version)]
+enum CommandLine {
+    Bench(Box<BenchArgs>),
+}
+
+/// Parses `args`, the program's name first and `bench` second, and runs them.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let outcome = match CommandLine::try_parse_from(args) {
+        Ok(CommandLine::Bench(args)) => run(*args),
+        Err(error) => error.exit(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("weft bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the parsed command line.
+///
+/// Exit codes: 0 all measured; 1 a test or subject failed, or data was corrupted; 3 with `--strict`
+/// when the machine was too noisy; 130 when interrupted.
+///
+/// # Errors
+/// When the run could not begin, or an output file could not be written.
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    if let Some(helper) = args.helper {
+        return run_helper(helper).map(|()| ExitCode::SUCCESS);
+    }
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "needs root, to make network namespaces (try sudo)"
+    );
+    interrupt::install()?;
+    for name in remove_leftovers() {
+        eprintln!("removed {name}, left by a run that was killed");
+    }
+    let launcher = Launcher::new(args.helper_exe.clone())?;
+    match run::run(plan(&args)?, &launcher) {
+        Ok(report) => finish(&args, &report),
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("interrupted; everything was cleaned up");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn run_helper(helper: HelperCommand) -> anyhow::Result<()> {
+    match helper {
+        HelperCommand::Traffic(program) => traffic_main(program),
+        HelperCommand::NaiveTunnel(args) => baseline::run(&args),
+        HelperCommand::Exec { netns, program } => {
+            match process::exec_in_netns(&netns, &program)? {}
+        }
+    }
+}
+
+fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
+    ensure!(
+        args.seconds.is_finite() && args.seconds >= 0.2,
+        "--seconds: at least 0.2"
+    );
+    let quick = args.quick;
+    let mut subjects = if quick && args.subjects == DEFAULT_SUBJECTS {
+        vec![Kind::Weft, Kind::Kernel]
+    } else {
+        args.subjects.clone()
+    };
+    let baseline = args.baseline.unwrap_or_else(|| {
+        if subjects.contains(&Kind::Kernel) {
+            Kind::Kernel
+        } else {
+            subjects[0]
+        }
+    });
+    subjects.retain(|&kind| kind != baseline);
+    subjects.insert(0, baseline);
+    let tests = match (args.tests.is_empty(), quick) {
+        (false, _) => args.tests.clone(),
+        (true, true) => Test::quick(),
+        (true, false) => Test::full(&Facts::read().congestion_available),
+    };
+    let integrity_mib = if quick {
+        args.integrity_mib.min(64)
+    } else {
+        args.integrity_mib
+    };
+    Ok(Plan {
+        subjects,
+        tests,
+        rounds: if quick { 1 } else { args.rounds.into() },
+        profiles: args.offloads.clone(),
+        shape: Shape {
+            mtu: args.mtu,
+            inner_ipv6: args.ipv6_inner,
+            underlay_ipv6: args.ipv6_underlay,
+        },
+        settings: Settings {
+            seconds: if quick {
+                args.seconds.min(1.0)
+            } else {
+                args.seconds
+            },
+            integrity_len: integrity_mib << 20,
+            tool: args.tool,
+        },
+        command: command_line(),
+    })
+}
+
+/// As typed, with the program's name in place of its path.
+fn command_line() -> String {
+    let words = std::env::args().skip(1);
+    std::iter::once("weft".to_owned())
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn finish(args: &BenchArgs, report: &Report) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.json_file {
+        write(path, &render::json(report)?)?;
+    }
+    if let Some(path) = &args.svg {
+        write(path, &svg::draw(report))?;
+    }
+    let text = if args.json {
+        render::json(report)?
+    } else if args.markdown {
+        render::markdown(report)
+    } else {
+        render::text(report)
+    };
+    print!("{text}");
+    Ok(if !report.complete() {
+        ExitCode::FAILURE
+    } else if args.strict && !report.doubts.is_empty() {
+        ExitCode::from(DEGRADED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn parse(line: &str) -> Result<BenchArgs, clap::Error> {
+        Line::try_parse_from(["bench"].into_iter().chain(line.split_whitespace()))
+            .map(|line| line.bench)
+    }
+
+    #[test]
+    fn the_kernel_is_the_baseline_wherever_it_stands() {
+        let plan = plan(&parse("--subjects weft,tun-tap,kernel").unwrap()).unwrap();
+        assert_eq!(plan.subjects, [Kind::Kernel, Kind::Weft, Kind::TunTap]);
+    }
+
+    #[test]
+    fn a_baseline_can_be_chosen_and_is_not_run_twice() {
+        let plan = plan(&parse("--subjects weft,kernel --baseline weft").unwrap()).unwrap();
+        assert_eq!(plan.subjects, [Kind::Weft, Kind::Kernel]);
+    }
+
+    #[test]
+    fn quick_is_one_short_round_of_two_subjects() {
+        let plan = plan(&parse("--quick").unwrap()).unwrap();
+        assert_eq!((plan.rounds, plan.subjects.len()), (1, 2));
+        assert_eq!(plan.settings.integrity_len, 64 << 20);
+    }
+
+    #[test]
+    fn wrong_names_and_numbers_are_usage_errors() {
+        for line in [
+            "--subjects fast",
+            "--tests speed",
+            "--rounds 0",
+            "--mtu 100",
+            "--offloads all",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(plan(&parse("--seconds 0").unwrap()).is_err());
+    }
+
+    #[test]
+    fn helpers_are_hidden_but_work() {
+        let args = parse("exec --netns x -- ip link --json").unwrap();
+        assert!(
+            matches!(args.helper, Some(HelperCommand::Exec { program, .. }) if program.len() == 3)
+        );
+        assert!(parse("traffic tcp-sink --bind ::1 --port 1").is_ok());
+    }
+}

@@ -1,0 +1,205 @@
+//! The order of a run: per offload profile, rounds of all subjects one after the other
+//! (A B C A B C), each on a topology of its own.
+//!
+//! Alternating is what makes ratios trustworthy: a machine that slows down for a minute slows down
+//! every subject, not the one whose turn it was.
+
+use std::time::Instant;
+
+use super::interrupt::{self, Interrupted};
+use super::machine::{CpuTime, Facts, background_share};
+use super::measure::{Bench, Settings};
+use super::offload::Profile;
+use super::plan::{Quantity, Sample, Test};
+use super::process::{Launcher, memory_mib};
+use super::results::{Report, Row, Table, doubts};
+use super::subject::Kind;
+use super::topology::{Shape, Topology};
+
+/// What to run.
+#[derive(Debug)]
+pub struct Plan {
+    /// The first one is the baseline.
+    pub subjects: Vec<Kind>,
+    /// In this order.
+    pub tests: Vec<Test>,
+    /// Rounds per profile.
+    pub rounds: usize,
+    /// Underlay profiles.
+    pub profiles: Vec<Profile>,
+    /// MTU and families.
+    pub shape: Shape,
+    /// Windows and sizes.
+    pub settings: Settings,
+    /// The command line, for the report.
+    pub command: String,
+}
+
+/// Runs the plan, telling progress on stderr.
+///
+/// # Errors
+/// When interrupted, or when not even a topology can be made. Failing subjects and tests are part
+/// of the report instead.
+pub fn run(mut plan: Plan, launcher: &Launcher) -> anyhow::Result<Report> {
+    let facts = Facts::read();
+    let skipped = leave_out_missing(&mut plan.subjects);
+    let background = background_share()?;
+    let (started, cpu) = (Instant::now(), CpuTime::now());
+    let mut tables = Vec::new();
+    for &profile in &plan.profiles {
+        tables.push(run_profile(&plan, profile, launcher)?);
+    }
+    let passed = CpuTime::now().since(cpu);
+    let stolen = passed.steal / (passed.busy + passed.idle + passed.steal).max(1e-9);
+    eprintln!("measured for {:.0} s", started.elapsed().as_secs_f64());
+    let doubts = doubts(&tables, plan.rounds, background, stolen);
+    Ok(Report {
+        facts,
+        settings: settings_lines(&plan),
+        command: plan.command,
+        skipped,
+        tables,
+        doubts,
+    })
+}
+
+fn leave_out_missing(subjects: &mut Vec<Kind>) -> Vec<String> {
+    let mut skipped = Vec::new();
+    subjects.retain(|kind| match kind.missing() {
+        None => true,
+        Some(reason) => {
+            eprintln!("SKIP: {kind}: {reason}");
+            skipped.push(format!("{kind}: {reason}"));
+            false
+        }
+    });
+    skipped
+}
+
+fn settings_lines(plan: &Plan) -> Vec<String> {
+    let family = |ipv6| if ipv6 { "IPv6" } else { "IPv4" };
+    vec![
+        format!(
+            "rounds: {}, window: {} s, order: alternating",
+            plan.rounds, plan.settings.seconds
+        ),
+        format!(
+            "underlay: veth, {}, MTU {}; inner: {}, MTU {}",
+            family(plan.shape.underlay_ipv6),
+            plan.shape.mtu,
+            family(plan.shape.inner_ipv6),
+            plan.shape.mtu_inner()
+        ),
+    ]
+}
+
+fn run_profile(plan: &Plan, profile: Profile, launcher: &Launcher) -> anyhow::Result<Table> {
+    let names: Vec<String> = plan.subjects.iter().map(Kind::to_string).collect();
+    let mut table = Table::new(profile.name(), profile.meaning(), &names);
+    for round in 1..=plan.rounds {
+        for (index, &kind) in plan.subjects.iter().enumerate() {
+            eprintln!(
+                "{}: round {round} of {}: {kind}",
+                profile.name(),
+                plan.rounds
+            );
+            let turn = Turn {
+                plan,
+                profile,
+                kind,
+                round,
+                launcher,
+            };
+            let offloads = turn.run(&mut table.rows[index])?;
+            if table.offloads.is_empty() {
+                table.offloads = offloads;
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// One subject in one round.
+struct Turn<'a> {
+    plan: &'a Plan,
+    profile: Profile,
+    kind: Kind,
+    round: usize,
+    launcher: &'a Launcher,
+}
+
+impl Turn<'_> {
+    fn run(&self, row: &mut Row) -> anyhow::Result<Vec<String>> {
+        let topology = Topology::build(self.plan.shape, self.profile)?;
+        // Started after and dropped before the topology.
+        let outcome = self
+            .kind
+            .start(&topology, self.launcher)
+            .and_then(|mut running| {
+                let bench = Bench {
+                    topology: &topology,
+                    launcher: self.launcher,
+                    settings: self.plan.settings,
+                };
+                bench
+                    .wait_reachable()
+                    .map_err(|error| match running.check() {
+                        Err(ended) => ended,
+                        Ok(()) => error,
+                    })?;
+                self.run_tests(&bench, row)?;
+                running.check()?;
+                row.add_memory(&running.pids());
+                Ok(())
+            });
+        self.note(row, "start", outcome)?;
+        Ok(topology.offloads.clone())
+    }
+
+    fn run_tests(&self, bench: &Bench, row: &mut Row) -> anyhow::Result<()> {
+        for test in &self.plan.tests {
+            if *test == Test::Integrity && self.round > 1 {
+                continue;
+            }
+            let outcome = bench.run(test).map(|samples| {
+                if let Some(first) = samples.first() {
+                    let figure = super::stats::three_digits(first.value);
+                    eprintln!("  {test}: {figure} {}", first.quantity.unit);
+                }
+                samples.into_iter().for_each(|sample| row.add(sample));
+            });
+            self.note(row, &test.to_string(), outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Files a failure in the row; passes an interrupt on.
+    fn note(&self, row: &mut Row, what: &str, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+        let Err(error) = outcome else { return Ok(()) };
+        if error.is::<Interrupted>() {
+            return Err(error);
+        }
+        interrupt::check()?;
+        eprintln!("  {what}: FAILED: {error:#}");
+        row.failures
+            .push(format!("round {}, {what}: {error:#}", self.round));
+        Ok(())
+    }
+}
+
+impl Row {
+    /// Adds the peak resident memory of the larger of the tunnel's processes.
+    fn add_memory(&mut self, pids: &[u32]) {
+        let peak = pids
+            .iter()
+            .filter_map(|&pid| memory_mib(pid))
+            .map(|(_, peak)| peak);
+        if let Some(peak) = peak.reduce(f64::max) {
+            let title = "peak memory of the tunnel's process, per host".into();
+            self.add(Sample::new(
+                Quantity::cost("memory".into(), title, "MiB"),
+                peak,
+            ));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The tunnels under test. Each takes a bare [`Topology`] and joins the two workloads; dropping
+//! what [`Kind::start`] returns ends its processes (links go with the namespaces).
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::process::{Launcher, installed};
+use super::topology::Topology;
+
+mod kernel;
+mod naive;
+mod ovs;
+mod weft;
+
+/// Which tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Two agents of this binary.
+    Weft,
+    /// The kernel's vxlan device on a bridge, bridge netfilter hooks off.
+    Kernel,
+    /// The same with the hooks on, as on most container hosts.
+    KernelNetfilter,
+    /// Open vSwitch's userspace datapath.
+    Ovs,
+    /// The naive loop over the `tun-tap` crate.
+    TunTap,
+    /// No tunnel: the underlay bridged to the workloads.
+    Veth,
+}
+
+/// A started tunnel.
+pub trait Running {
+    /// Processes of the tunnel, for their memory.
+    fn pids(&self) -> Vec<u32> {
+        Vec::new()
+    }
+
+    /// Fails when a process of the tunnel has ended.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    fn check(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+impl Kind {
+    /// All, in the order of the help text.
+    pub const ALL: [Self; 6] = [
+        Self::Weft,
+        Self::Kernel,
+        Self::KernelNetfilter,
+        Self::Ovs,
+        Self::TunTap,
+        Self::Veth,
+    ];
+
+    /// Name on the command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weft => "weft",
+            Self::Kernel => "kernel",
+            Self::KernelNetfilter => "kernel+nf",
+            Self::Ovs => "ovs",
+            Self::TunTap => "tun-tap",
+            Self::Veth => "veth",
+        }
+    }
+
+    /// Why this machine cannot run it, with what to do; `None` when it can.
+    pub fn missing(self) -> Option<String> {
+        match self {
+            Self::Ovs if !installed("ovs-vswitchd") => {
+                Some("Open vSwitch is not installed (apt install openvswitch-switch)".to_owned())
+            }
+            Self::KernelNetfilter if !std::path::Path::new("/proc/sys/net/bridge").exists() => {
+                Some("br_netfilter is not loaded (modprobe br_netfilter)".to_owned())
+            }
+            Self::TunTap | Self::Ovs if !std::path::Path::new("/dev/net/tun").exists() => {
+                Some("/dev/net/tun does not exist (modprobe tun)".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// Joins the workloads of `topology`.
+    ///
+    /// # Errors
+    /// When a tool or the kernel refuses, or a process ends or does not come up.
+    pub fn start(
+        self,
+        topology: &Topology,
+        launcher: &Launcher,
+    ) -> anyhow::Result<Box<dyn Running>> {
+        Ok(match self {
+            Self::Weft => Box::new(weft::start(topology, launcher)?),
+            Self::Kernel => Box::new(kernel::start(topology, false)?),
+            Self::KernelNetfilter => Box::new(kernel::start(topology, true)?),
+            Self::Ovs => Box::new(ovs::start(topology, launcher)?),
+            Self::TunTap => Box::new(naive::start(topology, launcher)?),
+            Self::Veth => Box::new(kernel::start_without_tunnel(topology)?),
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| {
+                let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
+                format!("unknown subject `{name}` (one of {})", names.join(", "))
+            })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subject_is_found_by_its_name() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        assert!("fast".parse::<Kind>().unwrap_err().contains("tun-tap"));
+    }
+}
