@@ -241,7 +241,8 @@ impl Stat {
             .split_ascii_whitespace()
             .collect();
         Some(Stat {
-            over: matches!(*fields.first()?, "Z" | "X") && fields.get(17)?.parse::<u32>().ok()? <= 1,
+            over: matches!(*fields.first()?, "Z" | "X")
+                && fields.get(17)?.parse::<u32>().ok()? <= 1,
             parent: fields.get(1)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
@@ -278,8 +279,15 @@ mod tests {
         assert_eq!((stat.parent, stat.started, stat.over), (3, 4242, false));
         assert!(Stat::parse("7 (a").is_none());
         let line = line.replace(" R ", " Z ");
-        assert!(!Stat::parse(&line).unwrap().over, "19 threads are still there");
-        assert!(Stat::parse(&line.replace(" 19 20 ", " 1 20 ")).unwrap().over);
+        assert!(
+            !Stat::parse(&line).unwrap().over,
+            "19 threads are still there"
+        );
+        assert!(
+            Stat::parse(&line.replace(" 19 20 ", " 1 20 "))
+                .unwrap()
+                .over
+        );
     }
 
     #[test]
