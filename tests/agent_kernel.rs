@@ -426,7 +426,7 @@ fn kills_at_any_moment_leave_state_and_kernel_in_agreement() {
     }
     let (mut a, _b) = two_nodes(&[]);
     let workloads: Vec<Space> = (0..4).map(|_| Space::new()).collect();
-    for round in 0..6u64 {
+    for round in 0..12u64 {
         let client = a.client();
         let names: Vec<String> = workloads.iter().map(|w| w.0.clone()).collect();
         let storm = std::thread::spawn(move || {
@@ -448,7 +448,7 @@ fn kills_at_any_moment_leave_state_and_kernel_in_agreement() {
                 }
             }
         });
-        std::thread::sleep(Duration::from_millis(20 + 37 * round));
+        std::thread::sleep(Duration::from_millis(5 + 17 * round));
         a.kill();
         storm.join().unwrap();
         a.boot();

@@ -112,6 +112,24 @@ async fn a_pair_that_was_never_marked_is_swept_and_replaced() {
 }
 
 #[tokio::test]
+async fn what_a_killed_creation_left_is_swept() {
+    let Some(place) = Place::new() else { return };
+    let dir = place.run_dir().join("netns");
+    fs::create_dir_all(&dir).unwrap();
+    let (file, bare) = (dir.join("0abcdefghij1"), dir.join("0abcdefghij2"));
+    let (note, other) = (dir.join("0abcdefghij3"), dir.join("not-a-network"));
+    fs::write(&file, "").unwrap();
+    Netns::create(&bare).unwrap();
+    fs::write(&note, "not a namespace").unwrap();
+    fs::write(&other, "").unwrap();
+
+    let report = sweep(place.run_dir(), &HashSet::new()).await.unwrap();
+    assert_eq!(report.half_made_removed, [file.clone(), bare.clone()]);
+    assert_eq!(report.untouched, [note.clone(), other.clone()]);
+    assert!(!file.exists() && !bare.exists() && note.exists() && other.exists());
+}
+
+#[tokio::test]
 async fn a_missing_run_directory_has_no_leftovers() {
     let report = sweep("/nonexistent/run".as_ref(), &HashSet::new())
         .await

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::config::{Settings, Uplink};
 use super::error::{ApiError, ErrorCode};
@@ -61,7 +63,7 @@ fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
     let mut file = options
         .open(&path)
         .map_err(|e| unusable("open", &path, &e))?;
-    match file.try_lock() {
+    match lock_patiently(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let holder = fs::read_to_string(&path).unwrap_or_default();
@@ -84,6 +86,20 @@ fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
         .and_then(|()| write!(file, "{}", std::process::id()));
     Ok(file)
 }
+
+/// A killed agent holds its lock until the kernel has taken its threads apart, so one moment is granted.
+fn lock_patiently(file: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_RETRY),
+            outcome => return outcome,
+        }
+    }
+}
+
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 fn unusable(verb: &str, path: &Path, error: &io::Error) -> ApiError {
     let code = match error.kind() {

@@ -1,50 +1,25 @@
-//! The one binary: everything happens in the library.
+//! The one binary: everything happens in the library. Puts the parts' command lines together.
 
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Args, Command, FromArgMatches};
-use weft::bench::cli::BenchArgs;
-use weft::frontend::cli::{self, Extra};
-use weft::lab::cli::LabArgs;
+use clap::Subcommand;
+use weft::{bench, frontend, lab};
 
-/// Commands of layers beside the front end.
-const EXTRAS: &[Extra] = &[
-    Extra {
-        name: "lab",
-        command: lab,
-        run: |matches| run(matches, weft::lab::cli::run),
-    },
-    Extra {
-        name: "bench",
-        command: bench,
-        run: |matches| run(matches, weft::bench::cli::run),
-    },
-];
+#[derive(Subcommand)]
+enum Instruments {
+    Lab(lab::cli::LabArgs),
+    Bench(Box<bench::cli::BenchArgs>),
+}
 
 fn main() -> ExitCode {
-    cli::main(std::env::args_os(), EXTRAS)
-}
-
-fn lab() -> Command {
-    let about = "Build and run test networks of namespaces on this machine";
-    LabArgs::augment_args(Command::new("lab").about(about))
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-}
-
-fn bench() -> Command {
-    BenchArgs::augment_args(
-        Command::new("bench").about("Measure weft beside the kernel's VXLAN and others"),
-    )
-}
-
-fn run<T: FromArgMatches>(
-    matches: &ArgMatches,
-    work: fn(T) -> anyhow::Result<ExitCode>,
-) -> ExitCode {
-    let parsed = T::from_arg_matches(matches).map_err(anyhow::Error::from);
-    parsed.and_then(work).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
+    frontend::cli::main(std::env::args_os(), |instrument| {
+        let done = match instrument {
+            Instruments::Lab(args) => lab::cli::run(args),
+            Instruments::Bench(args) => bench::cli::run(*args),
+        };
+        done.unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        })
     })
 }

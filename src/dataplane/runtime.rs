@@ -315,8 +315,22 @@ impl Handle {
     }
 }
 
-/// `SO_REUSEPORT` would let a second agent share the port silently, so it is tried without first.
+/// `SO_REUSEPORT` would let a second agent share the port silently, so it is tried without first. The
+/// sockets of an agent that was just killed may take the kernel a moment.
 fn check_port_free(config: &DataplaneConfig) -> Result<(), DataplaneError> {
+    for _ in 0..PORT_TRIES {
+        match try_port(config) {
+            Err(DataplaneError::PortInUse { .. }) => std::thread::sleep(PORT_RETRY),
+            outcome => return outcome,
+        }
+    }
+    try_port(config)
+}
+
+const PORT_TRIES: u32 = 50;
+const PORT_RETRY: Duration = Duration::from_millis(10);
+
+fn try_port(config: &DataplaneConfig) -> Result<(), DataplaneError> {
     let options = UdpOptions {
         reuse_port: false,
         ..UdpOptions::default()

@@ -16,10 +16,9 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::client::{self, Client};
 use crate::agent::api::config::DEFAULT_SOCKET;
@@ -41,12 +40,16 @@ Examples:
 /// Container networks across hosts: Docker-style overlays with the VXLAN tunnel in userspace
 #[derive(Debug, Parser)]
 #[command(name = "weft", version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, infer_long_args = false)]
-pub struct Cli {
+pub struct Cli<M: Subcommand> {
     #[command(flatten)]
     globals: Globals,
     #[command(subcommand)]
-    command: Command,
+    command: Command<M>,
 }
+
+/// No commands beside those of this file.
+#[derive(Debug, Subcommand)]
+pub enum NoMore {}
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -68,7 +71,7 @@ pub struct Globals {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Command<M: Subcommand> {
     /// Create, list, inspect and remove networks
     #[command(subcommand)]
     Network(network::NetworkCommand),
@@ -98,41 +101,18 @@ enum Command {
     /// Show the versions of this program and of the agent
     #[command(after_help = "Example:\n  weft version --json")]
     Version,
-    /// Hosts made of network namespaces on one machine, to try weft out
-    Lab(crate::lab::cli::LabArgs),
+    #[command(flatten)]
+    More(M),
 }
 
-/// A command that another layer brings along, such as the lab: the front end lists it in help, manual
-/// and completion without knowing what it does.
-#[derive(Clone, Copy)]
-pub struct Extra {
-    /// The word on the command line.
-    pub name: &'static str,
-    /// Its description and arguments.
-    pub command: fn() -> clap::Command,
-    /// Carries it out.
-    pub run: fn(&clap::ArgMatches) -> ExitCode,
-}
-
-static EXTRAS: OnceLock<&'static [Extra]> = OnceLock::new();
-
-/// Parses the command line, carries it out, and tells the exit code.
-pub fn main(args: impl IntoIterator<Item = OsString>, extras: &'static [Extra]) -> ExitCode {
-    let extras = EXTRAS.get_or_init(|| extras);
-    let parsed = command().try_get_matches_from(args).and_then(|matches| {
-        let called = matches.subcommand();
-        let extra = called.and_then(|(name, sub)| {
-            let extra = extras.iter().find(|extra| extra.name == name)?;
-            Some((extra.run)(sub))
-        });
-        match extra {
-            Some(code) => Ok(Parsed::Extra(code)),
-            None => Cli::from_arg_matches(&matches).map(|cli| Parsed::Own(Box::new(cli))),
-        }
-    });
-    let cli = match parsed {
-        Ok(Parsed::Own(cli)) => cli,
-        Ok(Parsed::Extra(code)) => return code,
+/// Parses the command line, carries it out, and tells the exit code. `more` carries out the commands that
+/// other parts of the program add: this one knows nothing of them.
+pub fn main<M: Subcommand>(
+    args: impl IntoIterator<Item = OsString>,
+    more: impl FnOnce(M) -> ExitCode,
+) -> ExitCode {
+    let cli = match Cli::<M>::try_parse_from(args) {
+        Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors, and clap knows which stream is right.
             let _a_closed_stream_is_fine = error.print();
@@ -140,28 +120,19 @@ pub fn main(args: impl IntoIterator<Item = OsString>, extras: &'static [Extra]) 
             return ExitCode::from(if usage { exit::USAGE } else { exit::OK });
         }
     };
-    let context = Context::new(cli.globals);
+    let context = Context::new(cli.globals, Cli::<M>::command);
     let json = context.json;
-    match run(cli.command, context) {
+    let done = match cli.command {
+        Command::More(command) => return more(command),
+        command => run(command, context),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report(&error, json);
             ExitCode::from(error.code.exit_code())
         }
     }
-}
-
-/// The command line as clap sees it, for documentation and completion.
-pub fn command() -> clap::Command {
-    let extras = EXTRAS.get().copied().unwrap_or_default();
-    extras.iter().fold(Cli::command(), |all, extra| {
-        all.subcommand((extra.command)().name(extra.name))
-    })
-}
-
-enum Parsed {
-    Own(Box<Cli>),
-    Extra(ExitCode),
 }
 
 /// Result of a command: its exit code.
@@ -174,10 +145,12 @@ struct Context {
     /// The socket as given by flag, for the agent itself.
     socket_flag: Option<PathBuf>,
     json: bool,
+    /// The whole command line, for manual pages and completion.
+    tree: fn() -> clap::Command,
 }
 
 impl Context {
-    fn new(globals: Globals) -> Context {
+    fn new(globals: Globals, tree: fn() -> clap::Command) -> Context {
         let from_env = || {
             std::env::var_os("WEFT_SOCKET")
                 .filter(|path| !path.is_empty())
@@ -196,11 +169,12 @@ impl Context {
             client: Client::new(socket).with_timeout(timeout),
             socket_flag: globals.socket,
             json: globals.json,
+            tree,
         }
     }
 }
 
-fn run(command: Command, context: Context) -> Done {
+fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
     match command {
         Command::Network(args) => network::run(args, &context),
         Command::Attach(args) => endpoint::attach(args, &context),
@@ -211,11 +185,11 @@ fn run(command: Command, context: Context) -> Done {
         Command::Events(args) => status::events(&args, &context),
         Command::Agent(args) => agent::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),
-        Command::Completion(args) => docs::completion(&args),
-        Command::Man(args) => docs::man(&args),
+        Command::Completion(args) => docs::completion(&args, &context),
+        Command::Man(args) => docs::man(&args, &context),
         Command::Reset(args) => agent::reset(&args, &context),
         Command::Version => status::version(&context),
-        Command::Lab(args) => Ok(crate::lab::cli::run_code(args)),
+        Command::More(_) => Err(ApiError::internal("a command of another part came here")),
     }
 }
 
@@ -269,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_command_tree_is_consistent() {
-        command().debug_assert();
+        Cli::<NoMore>::command().debug_assert();
     }
 
     #[test]
@@ -285,6 +259,6 @@ mod tests {
                 walk(sub, &format!("{path} {}", sub.get_name()));
             }
         }
-        walk(&command(), "weft");
+        walk(&Cli::<NoMore>::command(), "weft");
     }
 }

@@ -1,6 +1,8 @@
 //! Leftovers of an agent that was killed.
 //!
-//! Looks at `<run-dir>/netns` alone, and there only at what carries our marks.
+//! Looks at `<run-dir>/netns` alone, and there only at what carries our marks, or what a creation or
+//! removal leaves that was killed half-way: an empty file of a network's name, or a namespace of such a
+//! name with nothing but `lo` in it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::endpoint::{delete_pair, endpoint_mark, is_half_made};
 use super::sandbox::{network_mark, open_network};
+use super::undo::delete_netns;
 use super::{HostError, Netlink, remove_network};
 
 /// What a sweep found and did.
@@ -19,6 +22,8 @@ pub struct SweepReport {
     /// Ids of endpoints whose pair was removed from a network that stays; the port's name for one
     /// that was never marked.
     pub endpoints_removed: Vec<String>,
+    /// Namespaces without a mark, and empty files, that a killed creation or removal left: gone now.
+    pub half_made_removed: Vec<PathBuf>,
     /// Files that are no namespace of ours, left alone.
     pub untouched: Vec<PathBuf>,
     /// What could not be removed; the sweep went on.
@@ -62,15 +67,17 @@ async fn sweep_netns(
     let (netns, netlink) = match open_network(path) {
         Ok(opened) => opened,
         Err(HostError::NoNetwork(_)) => {
-            report.untouched.push(path.to_owned());
-            return Ok(());
+            let empty =
+                fs::symlink_metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
+            return sweep_half_made(path, empty, report).await;
         }
         Err(error) => return Err(error),
     };
     let links = netlink.links().await?;
     let Some(mark) = network_mark(&links) else {
-        report.untouched.push(path.to_owned());
-        return Ok(());
+        drop((netns, netlink));
+        let bare = links.iter().all(|link| link.loopback);
+        return sweep_half_made(path, bare, report).await;
     };
     if keep.contains(&mark.id) {
         return sweep_endpoints(&netlink, keep, report).await;
@@ -78,6 +85,29 @@ async fn sweep_netns(
     drop((netns, netlink));
     remove_network(path).await?;
     report.networks_removed.push(mark.id);
+    Ok(())
+}
+
+/// Removes what was never marked, if it holds nothing and has a network's name.
+async fn sweep_half_made(
+    path: &Path,
+    holds_nothing: bool,
+    report: &mut SweepReport,
+) -> Result<(), HostError> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let of_a_network = name.len() == SHORT_ID_LEN
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+    if !(holds_nothing && of_a_network) {
+        report.untouched.push(path.to_owned());
+        return Ok(());
+    }
+    delete_netns(path.to_owned()).await?;
+    report.half_made_removed.push(path.to_owned());
     Ok(())
 }
 
@@ -99,3 +129,6 @@ async fn sweep_endpoints(
     }
     Ok(())
 }
+
+/// Of the network's id, in the name of its namespace file.
+const SHORT_ID_LEN: usize = 12;

@@ -18,6 +18,10 @@ use super::record::{EndpointRecord, Version};
 use super::snapshot::{Snapshot, Tables};
 use crate::wire::{Mac, Vni};
 
+/// Most stations learned from the tunnel, on all segments together: a flood of invented addresses ends
+/// here, and ageing makes room again.
+pub const LEARNED_MAX: usize = 16_384;
+
 /// What a segment is made of.
 #[derive(Clone, Debug)]
 pub struct SegmentConfig {
@@ -359,11 +363,15 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Notes a station seen behind a VTEP, on a learning segment. Never replaces a static entry.
+    /// Notes a station seen behind a VTEP, on a learning segment. Never replaces a static entry, and
+    /// takes no new station when [`LEARNED_MAX`] are known; returns whether it was noted.
     pub fn learn(&mut self, segment: SegmentIndex, mac: Mac, vtep: u32, now_s: u32) -> bool {
         let known = self.tables.fdb.view().find(segment, mac);
-        let replaceable = matches!(known, None | Some(Station::Learned { .. }));
-        if replaceable && mac.is_station() {
+        let replaceable = match known {
+            None => mac.is_station() && !self.learned_is_full(),
+            Some(station) => matches!(station, Station::Learned { .. }),
+        };
+        if replaceable {
             self.tables.fdb.insert(
                 segment,
                 mac,
@@ -374,6 +382,13 @@ impl TableWriter {
             );
         }
         replaceable
+    }
+
+    /// Records and gateways have their entries for sure; what is beyond them was learned.
+    fn learned_is_full(&self) -> bool {
+        let segments = self.segments.values();
+        let fixed: usize = segments.map(|segment| segment.entries.len() + 1).sum();
+        self.tables.fdb.len() >= fixed + LEARNED_MAX
     }
 
     /// Removes learned stations not seen for `ageing_s` seconds; returns how many.
@@ -674,6 +689,25 @@ mod tests {
         assert_eq!(writer.age(400, 300), 1);
         assert_eq!(tables.view().fdb.find(SEGMENT, guest), None);
         assert!(tables.view().fdb.find(SEGMENT, known.mac).is_some());
+    }
+
+    #[test]
+    fn learning_ends_at_its_limit_and_starts_again_after_ageing() {
+        let (mut writer, tables) = writer();
+        let before = tables.fdb.len();
+        writer
+            .set_vteps(Vni::FIRST_USER, &["192.0.2.50".parse().unwrap()])
+            .unwrap();
+        let guest = |i: usize| Mac::from_u64(0x0200_0000_0000 | i as u64);
+        let noted = (0..LEARNED_MAX + 1000).filter(|i| writer.learn(SEGMENT, guest(*i), 0, 1));
+        assert!((LEARNED_MAX - 2..=LEARNED_MAX + 2).contains(&noted.count()));
+        assert!(tables.fdb.len() <= before + LEARNED_MAX + 2);
+        assert!(
+            writer.learn(SEGMENT, guest(0), 0, 2),
+            "a known one is refreshed"
+        );
+        assert!(writer.age(400, 300) > 0);
+        assert!(writer.learn(SEGMENT, guest(1 << 20), 0, 401));
     }
 
     #[test]

@@ -421,3 +421,55 @@ impl Hosts {
             .unwrap();
     }
 }
+
+/// The segment of the tests' network.
+pub fn segment(underlay: Underlay, policy: SegmentPolicy) -> SegmentConfig {
+    let gateway = Ipv4Addr::new(10, 0, 1, 254);
+    SegmentConfig {
+        vni: vni(),
+        network: "network".into(),
+        mtu: underlay.mtu_inner(),
+        subnets: vec!["10.0.1.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
+        gateways: vec![gateway.into(), ip6(254).into()],
+        gateway_mac: Mac::from_ipv4(gateway),
+        policy,
+    }
+}
+
+/// Makes a further network namespace with its workload (number `index` in its subnet) and uplink.
+pub fn plumb_network(net: &str, workload: &str, index: u8, mtu: u32) {
+    sh(&format!(
+        "set -e
+        for n in {net} {workload}; do ip netns add $n; ip -n $n link set lo up; done
+        ip netns exec {net} sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+        ip -n {net} link add br0 type bridge mcast_snooping 0
+        ip -n {net} link set br0 mtu {mtu} up
+        ip -n {net} link add up0 mtu {mtu} type veth peer name up1 mtu {mtu}
+        ip -n {net} link set up0 master br0 up
+        bridge -n {net} link set dev up0 learning off
+        ip -n {net} link set up1 arp off promisc on up"
+    ));
+    add_workload(net, workload, index, mtu);
+}
+
+/// Puts a workload's namespace, which exists, on the bridge of a network.
+pub fn add_workload(net: &str, workload: &str, index: u8, mtu: u32) {
+    let (ip4, ip6, mac) = (ip4(index), ip6(index), mac(index));
+    sh(&format!(
+        "set -e
+        ip link add eth0 netns {workload} mtu {mtu} address {mac} type veth peer name e{index} netns {net} mtu {mtu}
+        ip -n {net} link set e{index} master br0 up
+        ip -n {workload} addr add {ip4}/24 dev eth0
+        ip -n {workload} addr add {ip6}/64 dev eth0 nodad
+        ip -n {workload} link set eth0 up"
+    ));
+}
+
+/// Gives a dataplane the packet uplink of a network's namespace.
+pub fn add_packet_uplink(dataplane: &Dataplane, segment: SegmentIndex, net: &str) {
+    let ifindex = super::probe::ifindex(net, "up1");
+    let netns = &named(net);
+    dataplane
+        .add_uplink(segment, UplinkSource::Packet { netns, ifindex })
+        .unwrap();
+}

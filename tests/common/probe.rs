@@ -111,6 +111,12 @@ impl Probe {
         Err(std::io::ErrorKind::TimedOut.into())
     }
 
+    pub fn send_once(&self, vnet: VnetHdr, frame: &[u8]) -> std::io::Result<()> {
+        let header = vnet.to_bytes();
+        self.socket
+            .send(&[std::io::IoSlice::new(&header), std::io::IoSlice::new(frame)])
+    }
+
     pub fn next(&self, buf: &mut [u8]) -> Option<Heard> {
         let meta = self.socket.recv(buf).ok()??;
         assert!(!meta.truncated, "the probe's buffer holds any frame");

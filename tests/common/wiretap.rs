@@ -96,9 +96,14 @@ impl Ear {
         }
     }
 
+    /// Takes everything that came so far.
+    pub fn drain(&self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.take()).collect()
+    }
+
     /// Forgets what came so far.
     pub fn clear(&self) {
-        while self.take().is_some() {}
+        self.drain();
     }
 }
 

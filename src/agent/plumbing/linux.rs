@@ -176,7 +176,11 @@ async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String
         .endpoints_removed
         .iter()
         .map(|id| format!("endpoint {id}"));
-    Ok(networks.chain(endpoints).collect())
+    let half_made = report
+        .half_made_removed
+        .iter()
+        .map(|path| format!("half-made {}", path.display()));
+    Ok(networks.chain(endpoints).chain(half_made).collect())
 }
 
 fn choose_uplink(wish: Uplink) -> Outcome<UplinkKind> {

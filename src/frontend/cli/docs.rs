@@ -6,7 +6,7 @@ use clap::Args;
 use clap_complete::Shell;
 
 use super::output::print;
-use super::{Done, command, usage};
+use super::{Context, Done, usage};
 use crate::agent::api::{ApiError, ErrorCode, exit, suggest};
 
 #[derive(Debug, Args)]
@@ -35,15 +35,15 @@ pub struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-pub fn completion(args: &CompletionArgs) -> Done {
+pub fn completion(args: &CompletionArgs, context: &Context) -> Done {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command(), "weft", &mut script);
+    clap_complete::generate(args.shell, &mut (context.tree)(), "weft", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(exit::OK)
 }
 
-pub fn man(args: &ManArgs) -> Done {
-    let pages = pages(&built());
+pub fn man(args: &ManArgs, context: &Context) -> Done {
+    let pages = pages(&built(context));
     if let Some(dir) = &args.dir {
         write_all(dir, &pages)?;
         return Ok(exit::OK);
@@ -87,8 +87,8 @@ fn pages(command: &clap::Command) -> Vec<(String, String)> {
 }
 
 /// The command line with the full names of subcommands filled in.
-fn built() -> clap::Command {
-    let mut command = command().disable_help_subcommand(true);
+fn built(context: &Context) -> clap::Command {
+    let mut command = (context.tree)().disable_help_subcommand(true);
     command.build();
     command
 }

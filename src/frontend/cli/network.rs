@@ -546,13 +546,13 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::frontend::cli::{Cli, Command};
+    use crate::frontend::cli::{Cli, Command, NoMore};
 
     fn request(line: &str) -> Result<CreateNetwork, ApiError> {
         let words = ["weft", "network", "create"]
             .into_iter()
             .chain(line.split_whitespace());
-        match Cli::try_parse_from(words).unwrap().command {
+        match Cli::<NoMore>::try_parse_from(words).unwrap().command {
             Command::Network(NetworkCommand::Create(args)) => to_request(args),
             other => panic!("{other:?}"),
         }
