@@ -26,37 +26,43 @@ find_cargo() {
     command -v cargo >/dev/null || die "cargo is not installed" "install Rust 1.95 or newer, by rustup or your distribution"
 }
 
-# install_packages COMMAND=PACKAGE:REASON...: by apt, only what is missing, saying what and why.
-install_packages() {
-    local item command package missing=()
+# missing_packages COMMAND=PACKAGE[,PACKAGE]:REASON...: says what is missing and why; the packages are in $missing.
+missing_packages() {
+    local item command packages
+    missing=()
     for item in "$@"; do
-        command=${item%%=*} package=${item#*=} package=${package%%:*}
+        command=${item%%=*} packages=${item#*=} packages=${packages%%:*}
         if ! PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null; then
-            printf 'missing: %-12s package %-24s %s\n' "$command" "$package" "${item#*:}"
-            missing+=("$package")
+            printf 'missing: %-12s package %-24s %s\n' "$command" "$packages" "${item#*:}"
+            IFS=, read -ra packages <<<"$packages"
+            missing+=("${packages[@]}")
         fi
     done
     PATH=$PATH:/usr/sbin:/sbin
     export PATH
+}
+
+# install_packages COMMAND=PACKAGE[,PACKAGE]:REASON...: by apt, only what is missing; without any, apt is not run.
+install_packages() {
+    missing_packages "$@"
     [ ${#missing[@]} -gt 0 ] || return 0
     command -v apt-get >/dev/null || die "this is no Debian system, so nothing was installed" "install by hand: ${missing[*]}"
     say "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
+    apt-get update -qq </dev/null || die "apt-get update failed" "see its messages above, or install by hand: ${missing[*]}"
     # No package may start a daemon of its own on this machine.
-    local policy=/usr/sbin/policy-rc.d made=
+    local policy=/usr/sbin/policy-rc.d made= done=
     if [ ! -e $policy ]; then
         printf '#!/bin/sh\nexit 101\n' >$policy && chmod +x $policy && made=1
     fi
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || { [ -z "$made" ] || rm -f $policy; die "apt could not install ${missing[*]}" "see its messages above"; }
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null && done=1
     [ -z "$made" ] || rm -f $policy
+    [ -n "$done" ] || die "apt could not install ${missing[*]}" "see its messages above"
 }
 
-# What weft could leave behind, as one line of counts.
-leftovers() {
-    printf 'netns=%s links=%s nft-tables=%s agents=%s\n' \
-        "$(ip netns list 2>/dev/null | wc -l)" \
-        "$(ip -o link show | wc -l)" \
-        "$(nft list tables 2>/dev/null | wc -l)" \
-        "$(pgrep -c -x weft || true)"
+# What root built in somebody's checkout under sudo belongs to that person afterwards.
+give_back() {
+    if [ "$(id -u)" = 0 ] && [ -n "${SUDO_UID:-}" ] && [ "$(stat -c %u "$top")" = "$SUDO_UID" ] && [ -d "$top/target" ]; then
+        chown -R --from=root "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$top/target"
+    fi
 }

@@ -5,7 +5,7 @@ mod lab_support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab_support::{Guard, can_make_labs, eventually, said, weft};
+use lab_support::{Guard, can_make_labs, eventually, said, skip, weft};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weft::lab::space;
@@ -121,8 +121,8 @@ fn the_tour_works_without_root_in_a_user_namespace() {
     };
     match rootless(&["unshare", "-Urnm", "true"]) {
         Ok(output) if output.status.success() => {}
-        Ok(output) => return println!("SKIP: no user namespaces here: {}", said(&output)),
-        Err(error) => return println!("SKIP: no setpriv: {error}"),
+        Ok(output) => return skip(&format!("no user namespaces here: {}", said(&output))),
+        Err(error) => return skip(&format!("no setpriv: {error}")),
     }
     let program = program.display().to_string();
     let tour = [

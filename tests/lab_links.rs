@@ -5,7 +5,7 @@ mod lab_support;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use lab_support::{Guard, can_make_labs, eventually, pings};
+use lab_support::{Guard, can_make_labs, eventually, pings, skip};
 use nix::sys::signal::Signal;
 use weft::lab::Lab;
 use weft::lab::capture::{Limits, Tap};
@@ -186,7 +186,7 @@ fn a_size_limit_swallows_what_is_larger() {
         .run_in(|| command.output())
         .unwrap();
     match output {
-        Err(error) => println!("SKIP: no ping program: {error}"),
+        Err(error) => skip(&format!("no ping program: {error}")),
         Ok(output) => assert!(
             !output.status.success(),
             "1450 bytes and a tunnel passed 1400"

@@ -43,7 +43,7 @@ impl ProcessId {
 
     /// Whether it still runs. One that has ended but was not waited for yet does not.
     pub fn alive(&self) -> bool {
-        Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.zombie)
+        Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.over)
     }
 
     /// Sends a signal, if the pid still belongs to this process.
@@ -223,7 +223,7 @@ fn ancestry() -> Vec<u32> {
 }
 
 struct Stat {
-    zombie: bool,
+    over: bool,
     parent: u32,
     started: u64,
 }
@@ -234,13 +234,15 @@ impl Stat {
     }
 
     /// The command's name stands in parentheses and may contain any character, so fields count from the
-    /// last closing one: state is field 3, the parent 4, the start time 22.
+    /// last closing one: state is field 3, the parent 4, the number of threads 20, the start time 22. A
+    /// process may be a zombie in name while other threads of it still hold its files.
     fn parse(text: &str) -> Option<Stat> {
         let fields: Vec<&str> = text[text.rfind(')')? + 1..]
             .split_ascii_whitespace()
             .collect();
         Some(Stat {
-            zombie: matches!(*fields.first()?, "Z" | "X"),
+            over: matches!(*fields.first()?, "Z" | "X")
+                && fields.get(17)?.parse::<u32>().ok()? <= 1,
             parent: fields.get(1)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
         })
@@ -274,8 +276,18 @@ mod tests {
     fn a_stat_line_with_a_hostile_name_is_read_right() {
         let line = "7 (a) S 1 (b) R 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 4242 22 23";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.parent, stat.started, stat.zombie), (3, 4242, false));
+        assert_eq!((stat.parent, stat.started, stat.over), (3, 4242, false));
         assert!(Stat::parse("7 (a").is_none());
+        let line = line.replace(" R ", " Z ");
+        assert!(
+            !Stat::parse(&line).unwrap().over,
+            "19 threads are still there"
+        );
+        assert!(
+            Stat::parse(&line.replace(" 19 20 ", " 1 20 "))
+                .unwrap()
+                .over
+        );
     }
 
     #[test]

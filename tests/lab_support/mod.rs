@@ -1,6 +1,7 @@
 //! What the tests of the lab share: labs with names of their own that go when a test ends, however it ends.
 #![allow(dead_code)] // each test program uses a part
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,9 +31,14 @@ pub fn unique_name() -> String {
 pub fn can_make_labs() -> bool {
     let able = nix::unistd::geteuid().is_root();
     if !able {
-        println!("SKIP: making network namespaces needs root");
+        skip("making network namespaces needs root");
     }
     able
+}
+
+/// Says what could not be tested here, past the capture of a passing test's output.
+pub fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIP: {}", why.replace('\n', " "));
 }
 
 /// Removes the lab at the end of a test and checks that nothing of it is left.
