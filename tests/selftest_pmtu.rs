@@ -234,7 +234,9 @@ fn shrink(bed: &Bed, to: IpAddr, place: Where, mtu: u32) {
     assert_eq!(bed.exception(to), Some(inner));
 
     // Sizes are exact.
-    assert!(bed.ping_df(to, inner).0, "{inner} bytes do not pass");
+    // One may be late on a busy machine.
+    let passed = (0..3).any(|_| bed.ping_df(to, inner).0);
+    assert!(passed, "{inner} bytes do not pass");
     let (passed, said) = bed.ping_df(to, inner + 1);
     assert!(!passed && said.contains(&inner.to_string()), "{said}");
 
