@@ -232,8 +232,7 @@ fn the_command_line_makes_lists_enters_and_removes() {
         "{}",
         said(&ping)
     );
-    let weft = weft().display().to_string();
-    let status = guard.weft_lab(&["exec", name, "n2", "--", &weft, "status"]);
+    let status = guard.weft_lab(&["exec", name, "n2", "--", "weft", "status"]);
     assert!(status.status.success(), "{}", said(&status));
     assert!(
         String::from_utf8_lossy(&status.stdout).contains("on n2"),

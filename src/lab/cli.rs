@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use super::audit::{self, Comparison, Scope, Snapshot};
 use super::capture::{Limits, Tap, Totals};
+use super::control::agent_nodes;
 use super::demo::{self, DemoArgs};
 use super::error::{Context, LabError};
 use super::harness::{Lab, Removed};
@@ -507,29 +508,32 @@ fn node_state(lab: &Lab, node: &str, kind: NodeKind) -> &'static str {
     }
 }
 
-/// What to try next.
+/// What to try next, in the words that started this program.
 pub(super) fn hints(lab: &Lab) -> String {
     let plan = lab.plan();
     let name = lab.name();
+    let weft = std::env::args().next().unwrap_or_else(|| "weft".into());
     let mut lines = vec!["try:".to_owned()];
     if let [from, .., to] = plan.workloads.as_slice() {
         lines.push(format!(
-            "  weft lab exec {name} {} -- ping -c 3 {}",
+            "  {weft} lab exec {name} {} -- ping -c 3 {}",
             from.name, to.ip
+        ));
+    }
+    if let Some(node) = agent_nodes(plan).next() {
+        lines.push(format!(
+            "  {weft} lab exec {name} {} -- weft status",
+            node.name
         ));
     }
     if let Some(node) = plan.nodes.first() {
         lines.push(format!(
-            "  weft lab exec {name} {} -- weft status",
+            "  {weft} lab impair {name} {} --loss 5% --delay 10ms",
             node.name
         ));
-        lines.push(format!(
-            "  weft lab impair {name} {} --loss 5% --delay 10ms",
-            node.name
-        ));
-        lines.push(format!("  weft lab capture {name} {}", node.name));
+        lines.push(format!("  {weft} lab capture {name} {}", node.name));
     }
-    lines.push(format!("  weft lab down {name}"));
+    lines.push(format!("  {weft} lab down {name}"));
     lines.join("\n")
 }
 

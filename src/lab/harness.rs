@@ -1,5 +1,6 @@
 //! A lab: made, changed and removed. The verbs of `weft lab`, without their printing.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
@@ -224,6 +225,7 @@ impl Lab {
             .ok_or_else(|| LabError::Options("no command given".into()))?;
         let mut command = Command::new(program);
         command.args(args).env(MARK_VAR, self.name());
+        command.env("PATH", self.search_path());
         if let Some(socket) = place.socket {
             command.env("WEFT_SOCKET", socket);
         }
@@ -631,6 +633,19 @@ impl Lab {
         self.node_dir(node).join("relay.log")
     }
 
+    /// The user's own, and at its end the directory of the agents' program: `weft` is found in a lab even where it
+    /// is not installed.
+    fn search_path(&self) -> OsString {
+        let own = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+        let binary = self.binary().ok();
+        let last = binary
+            .as_deref()
+            .and_then(Path::parent)
+            .map(Path::to_path_buf);
+        let all = std::env::split_paths(&own).chain(last);
+        std::env::join_paths(all).unwrap_or(own)
+    }
+
     /// The program that agents and relays run: this one, unless another was asked for.
     fn binary(&self) -> Result<PathBuf, LabError> {
         match &self.plan().options.binary {
@@ -699,6 +714,7 @@ fn port_name(node: &NodePlan) -> String {
     format!("prt-{}", node.name)
 }
 
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What the underlay is called as a place.
 pub const SWITCH: &str = "net";
 const GRACE: Duration = Duration::from_secs(3);
