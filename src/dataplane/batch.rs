@@ -223,15 +223,23 @@ impl Batches {
         counters.datagrams_queued.add(1);
     }
 
-    /// Sends the group if its last datagram was a short one, which no other may follow.
+    /// Sends the group if nothing can follow: its last datagram was a short one, or one more of full
+    /// length does not fit. Sent at once, so that the areas it lies in can be used again while they are
+    /// still in the processor's cache.
     #[inline]
-    pub fn close_if_short<U: Underlay>(&mut self, group: usize, context: &mut SendContext<'_, U>) {
+    pub fn close_if_complete<U: Underlay>(
+        &mut self,
+        group: usize,
+        context: &mut SendContext<'_, U>,
+    ) {
         let state = &self.groups[group];
-        if state
+        let short = state
             .datagrams
             .last()
-            .is_some_and(|d| d.len() < state.segment_len)
-        {
+            .is_some_and(|d| d.len() < state.segment_len);
+        let full = state.total_len + state.segment_len > state.limits.bytes
+            || state.datagrams.len() >= state.limits.datagrams;
+        if short || full {
             self.send(group, context);
         }
     }
@@ -293,6 +301,9 @@ impl Batches {
             ),
         }
         group.datagrams.clear();
+        if self.groups.iter().all(|g| g.datagrams.is_empty()) {
+            self.headers_used = 0;
+        }
     }
 }
 

@@ -380,7 +380,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let len = job.end - start;
         let group = self.batches.group(key, target, len, &mut context);
         self.batches.add_frame(group, start, len, &self.counters);
-        self.batches.close_if_short(group, &mut context);
+        self.batches.close_if_complete(group, &mut context);
     }
 
     #[inline]
@@ -413,7 +413,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             };
             self.batches
                 .add_segment(group, header_len, write, &self.counters);
-            self.batches.close_if_short(group, &mut context);
+            self.batches.close_if_complete(group, &mut context);
         }
     }
 
