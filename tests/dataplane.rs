@@ -585,17 +585,6 @@ fn inner_ecn_goes_out_and_congestion_comes_in() {
 }
 
 #[test]
-fn an_interop_network_delivers_unknown_unicast_to_the_bridge() {
-    let mut pair = Pair::new(SegmentPolicy::interop());
-    let mut frame = eth_ipv4_udp(A, B, b"quiet");
-    frame[..6].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
-    pair.a.port.push(Frame::plain(frame));
-    pair.run();
-    assert_eq!(pair.b.port.take().len(), 1);
-    pair.check();
-}
-
-#[test]
 fn an_interop_network_floods_the_unknown_and_learns() {
     let mut pair = Pair::new(SegmentPolicy::interop());
     let stranger = Mac([2, 9, 9, 9, 9, 9]);

@@ -63,8 +63,6 @@ fn destination(view: &View, segment: &Segment, inner: &Inner) -> DecapVerdict {
         Some(Station::Remote(_) | Station::Learned { .. }) => {
             DecapVerdict::Drop(DropReason::SplitHorizon)
         }
-        // Where stations are learned, a quiet one may be here all the same: the bridge decides.
-        None if segment.policy.flood_unknown => DecapVerdict::Deliver,
         // A foreign VTEP floods what it does not know; so may a stale one. Nobody here has it.
         None => DecapVerdict::Drop(DropReason::NotLocal),
     }
