@@ -19,7 +19,7 @@ use weft::dataplane::io::{
 };
 use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
 use weft::wire::frame::FrameBuilder;
-use weft::wire::{VnetHdr, checksum, vxlan};
+use weft::wire::{VnetHdr, vxlan};
 
 struct Counting;
 
@@ -244,5 +244,4 @@ fn a_worker_in_the_steady_state_allocates_nothing() {
     seen.check_conservation().unwrap();
     assert_eq!(seen.forwarded, 103 * 10 * 133, "{seen:?}");
     assert_eq!(seen.delivered, 103 * (3 * 44 + 3 * 40 + 3), "{seen:?}");
-    let _: u64 = checksum::sum(&[], 0);
 }

@@ -1,11 +1,10 @@
 //! `weft bench`: parse, run, render.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand};
 
 use super::baseline;
 use super::interrupt::{self, Interrupted};
@@ -141,25 +140,6 @@ const DEGRADED: u8 = 3;
 /// Exit code after a signal, as shells count.
 const INTERRUPTED: u8 = 130;
 
-/// `weft bench …` as a command line of its own, for the binary.
-#[derive(Debug, Parser)]
-#[command(name = "weft", version)]
-enum CommandLine {
-    Bench(Box<BenchArgs>),
-}
-
-/// Parses `args`, the program's name first and `bench` second, and runs them.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = match CommandLine::try_parse_from(args) {
-        Ok(CommandLine::Bench(args)) => run(*args),
-        Err(error) => error.exit(),
-    };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("weft bench: {error:#}");
-        ExitCode::FAILURE
-    })
-}
-
 /// Runs the parsed command line.
 ///
 /// Exit codes: 0 all measured; 1 a test or subject failed, or data was corrupted; 3 with `--strict`
@@ -292,6 +272,8 @@ fn write(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[derive(Parser)]
