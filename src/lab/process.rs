@@ -137,6 +137,7 @@ pub fn spawn(spawn: &Spawn<'_>) -> Result<ProcessId, LabError> {
     let mut child = child.and_then(|child| child).context(what)?;
     // Nobody but us can have waited for it, so the pid is its own.
     let process = ProcessId::of_pid(child.id());
+    wait_for_mark(child.id());
     // Waited for as soon as it ends, so that it leaves no zombie while this program runs on.
     thread::spawn(move || child.wait());
     process.ok_or_else(|| LabError::Ended {
@@ -205,6 +206,17 @@ fn mark_of(pid: u32) -> Option<String> {
     let value =
         entries.find_map(|entry| entry.strip_prefix(MARK_VAR.as_bytes())?.strip_prefix(b"="))?;
     String::from_utf8(value.to_vec()).ok()
+}
+
+/// Waits until a process just started can be found by its mark, or is over. `spawn` returns when the
+/// child has let go of our memory, which the kernel does a moment before it lays out the new
+/// environment (`begin_new_exec`, then `create_elf_tables`).
+fn wait_for_mark(pid: u32) {
+    let end = Instant::now() + Duration::from_secs(1);
+    let over = || Stat::read(pid).is_none_or(|stat| stat.over);
+    while mark_of(pid).is_none() && !over() && Instant::now() < end {
+        thread::sleep(Duration::from_micros(100));
+    }
 }
 
 fn ancestry() -> Vec<u32> {
