@@ -217,7 +217,7 @@ fn dissect_ipv4(bytes: &[u8]) -> Option<Outer> {
         source_port: udp.get_source(),
         destination_port: udp.get_destination(),
         udp_checksum: udp.get_checksum(),
-        udp_checksum_right: udp::ipv4_checksum(&udp, &source, &destination),
+        udp_checksum_right: never_zero(udp::ipv4_checksum(&udp, &source, &destination)),
         vxlan: (0, 0, 0, 0),
         inner: udp.payload().to_vec(),
     })
@@ -241,10 +241,15 @@ fn dissect_ipv6(bytes: &[u8]) -> Option<Outer> {
         source_port: udp.get_source(),
         destination_port: udp.get_destination(),
         udp_checksum: udp.get_checksum(),
-        udp_checksum_right: udp::ipv6_checksum(&udp, &source, &destination),
+        udp_checksum_right: never_zero(udp::ipv6_checksum(&udp, &source, &destination)),
         vxlan: (0, 0, 0, 0),
         inner: udp.payload().to_vec(),
     })
+}
+
+/// A sum of zero is sent as all ones (RFC 768), which pnet leaves to its caller.
+fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
 }
 
 impl Outer {
