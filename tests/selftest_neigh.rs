@@ -9,7 +9,7 @@ mod common;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use common::hosts::{Hosts, Underlay, ip4, ip6, mac, record, sh, try_sh, vni};
+use common::hosts::{Hosts, Underlay, ip4, ip6, mac, record, settled_counters, sh, try_sh, vni};
 use common::probe::{Cases, Heard, Probe, count_tunnelled};
 use weft::dataplane::verdict::DropReason;
 use weft::tables::SegmentPolicy;
@@ -51,7 +51,7 @@ impl Bed {
     }
 
     fn counters(&self) -> weft::dataplane::counters::CounterSnapshot {
-        self.hosts.host(1).dataplane.as_ref().unwrap().counters()
+        settled_counters(self.hosts.host(1).dataplane.as_ref().unwrap())
     }
 
     /// Waits until the workload's frames were decided on, and returns what went out on the underlay.

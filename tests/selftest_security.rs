@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::hosts::{Hosts, Underlay, ip4, ip6, mac, sh, try_sh, vni};
+use common::hosts::{Hosts, Underlay, ip4, ip6, mac, settled_counters, sh, try_sh, vni};
 use common::probe::{Cases, Probe, long};
-use common::traffic::{tcp_transfer, udp_transfer, within};
+use common::traffic::{tcp_transfer, udp_transfer_beside_floods, within};
 use weft::dataplane::counters::CounterSnapshot;
 use weft::dataplane::verdict::DropReason;
 use weft::tables::store::LEARNED_MAX;
@@ -22,7 +22,7 @@ use weft::wire::{Mac, VnetHdr, Vni, vxlan};
 const MARKER: &[u8] = b"this must not arrive";
 
 fn counters(hosts: &Hosts, index: u8) -> CounterSnapshot {
-    hosts.host(index).dataplane.as_ref().unwrap().counters()
+    settled_counters(hosts.host(index).dataplane.as_ref().unwrap())
 }
 
 fn writer(hosts: &Hosts, index: u8) -> &TableWriter {
@@ -74,18 +74,31 @@ impl<'a> Injector<'a> {
         self.socket.send_to(datagram, self.target).unwrap();
         self.sent += 1;
         if self.sent.is_multiple_of(512) {
-            self.settle();
+            self.pace();
         }
     }
 
-    /// Waits for the receiver; what its kernel dropped counts as taken.
+    /// Datagrams that came to the target, those its kernel dropped among them.
+    fn taken(&self) -> u64 {
+        let to = self.hosts.hosts.iter().find(|h| h.vtep == self.target.ip());
+        let now = to.unwrap().dataplane.as_ref().unwrap().counters();
+        now.decap_datagrams + now.underlay_overflow - self.first
+    }
+
+    /// Waits for the receiver.
+    fn pace(&self) {
+        let _lost_ones_are_seen_by_the_case = reaches(|| self.taken(), self.sent);
+    }
+
+    /// Waits until all that was sent has been taken. Other hosts' datagrams count too (their router
+    /// solicitations), so this also waits for the count to stand still.
     fn settle(&self) {
-        let taken = || {
-            let to = self.hosts.hosts.iter().find(|h| h.vtep == self.target.ip());
-            let now = to.unwrap().dataplane.as_ref().unwrap().counters();
-            now.decap_datagrams + now.underlay_overflow - self.first
-        };
-        let _lost_ones_are_seen_by_the_case = reaches(taken, self.sent);
+        self.pace();
+        let mut before = 0;
+        while before != self.taken() {
+            before = self.taken();
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -177,7 +190,7 @@ fn an_outsider_on_the_underlay_delivers_nothing_in_any_vni() {
             let (source, sink) = (&hosts.host(1).workload, &hosts.host(2).workload);
             let live = scope.spawn(|| {
                 for _ in 0..8 {
-                    udp_transfer(source, sink, ip4(2).into(), 250, 4..=1400);
+                    udp_transfer_beside_floods(source, sink, ip4(2).into(), 250, 4..=1400);
                 }
             });
             while !live.is_finished() {
@@ -416,12 +429,18 @@ fn spoofed_frames_of_a_workload_do_not_leave_the_node() {
     for (name, frame, reason) in spoofs() {
         cases.run(&format!("{each} of {name}"), || {
             let before = counters(&hosts, 1);
-            let read = || counters(&hosts, 1).encap_frames + counters(&hosts, 1).uplink_overflow;
+            let read = || {
+                let now = hosts.host(1).dataplane.as_ref().unwrap().counters();
+                now.dropped(reason) + now.uplink_overflow
+            };
             for number in 1..=each {
                 workload.send(&frame);
                 if number % 500 == 0 {
                     assert!(
-                        reaches(read, before.encap_frames + number),
+                        reaches(
+                            read,
+                            before.dropped(reason) + before.uplink_overflow + number
+                        ),
                         "{}",
                         hosts.report()
                     );
@@ -852,10 +871,8 @@ fn networks_with_equal_addresses_never_see_each_others_frames() {
         let datagram = tunnelled(Vni::new(SECOND).unwrap(), &udp4(2, 1).build());
         (0..50).for_each(|_| injector.send(&datagram));
         injector.settle();
-        assert_eq!(
-            counters(&hosts, 1).dropped(DropReason::NotMember),
-            before + 50
-        );
+        // What the node's own workload multicasts is refused like the rest.
+        assert!(counters(&hosts, 1).dropped(DropReason::NotMember) >= before + 50);
     });
     hosts.check_conservation();
 }
@@ -890,7 +907,7 @@ fn every_frame_of_a_flood_is_accounted_for() {
         },
     );
     cases.run("others get through beside a flood", || {
-        udp_transfer(&b, &a, IpAddr::from(ip4(1)), 500, 4..=1000);
+        udp_transfer_beside_floods(&b, &a, IpAddr::from(ip4(1)), 500, 4..=1000);
     });
     hosts.check_conservation();
 }

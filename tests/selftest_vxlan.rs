@@ -13,7 +13,9 @@ mod common;
 use std::net::{IpAddr, SocketAddr};
 
 use common::cases::{Cases, long};
-use common::hosts::{Hosts, Underlay, ip4, ip6, mac, named, record, sh, try_sh, vni};
+use common::hosts::{
+    Hosts, Underlay, ip4, ip6, mac, named, record, settled_counters, sh, try_sh, vni,
+};
 use common::wiretap::{Ear, RawVtep, contains, dissect, header, wire_like};
 use weft::dataplane::runtime::{DataplaneConfig, UplinkSource};
 use weft::dataplane::verdict::DropReason;
@@ -45,8 +47,7 @@ fn frame_to(from: u8, dst: Mac, marker: &[u8]) -> Vec<u8> {
 }
 
 fn dropped(hosts: &Hosts, index: u8, reason: DropReason) -> u64 {
-    let counters = hosts.host(index).dataplane.as_ref().unwrap().counters();
-    counters.dropped(reason)
+    settled_counters(hosts.host(index).dataplane.as_ref().unwrap()).dropped(reason)
 }
 
 fn set_policy(hosts: &mut Hosts, index: u8, policy: SegmentPolicy) {

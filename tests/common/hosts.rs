@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use weft::dataplane::counters::CounterSnapshot;
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig, UplinkSource};
 use weft::sys::netns::Netns;
 use weft::tables::record::{EndpointRecord, Version};
@@ -291,17 +292,23 @@ impl Hosts {
     /// Every frame of every host is accounted for.
     pub fn check_conservation(&self) {
         for dataplane in self.hosts.iter().filter_map(|h| h.dataplane.as_ref()) {
-            // A worker may be between two counters of one frame.
-            let settled = (0..50).any(|_| {
-                let ok = dataplane.counters().check_conservation().is_ok();
-                if !ok {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                ok
-            });
-            assert!(settled, "{:?}", dataplane.counters().check_conservation());
+            settled_counters(dataplane);
         }
     }
+}
+
+/// Counters of a dataplane at rest: read again while a worker is between two counters of one frame.
+/// Counters read mid-way may have a frame as come in and not yet as dropped.
+pub fn settled_counters(dataplane: &Dataplane) -> CounterSnapshot {
+    for _ in 0..500 {
+        let counters = dataplane.counters();
+        if counters.check_conservation().is_ok() {
+            return counters;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let counters = dataplane.counters();
+    panic!("{:?}", counters.check_conservation());
 }
 
 impl Drop for Hosts {
@@ -335,6 +342,7 @@ impl Host {
             "set -e
             for n in {ns} {net} {workload}; do ip netns add $n; ip -n $n link set lo up; done
             ip netns exec {net} sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+            ip netns exec {workload} sysctl -qw net.ipv6.conf.default.router_solicitations=0
             for k in iptables ip6tables arptables; do ip netns exec {net} sysctl -qw net.bridge.bridge-nf-call-$k=0 2>/dev/null || true; done
             ip link add u{index} netns {ns} mtu {mtu} type veth peer name p{index} netns {hub} mtu {mtu}
             ip -n {hub} link set p{index} master hub0 mtu {mtu} up

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::hosts::named;
+use weft::sys::affinity;
 
 /// Runs in a namespace; sockets opened there stay there.
 pub fn within<T: Send>(ns: &str, work: impl FnOnce() -> T + Send) -> T {
@@ -92,6 +93,31 @@ pub fn tcp_transfer(from: &str, to: &str, ip: IpAddr, len: usize) {
 /// changed or out of order. Fragmented and whole datagrams are of different flows to anything that
 /// hashes ports, so a range is of one kind.
 pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, sizes: RangeInclusive<usize>) {
+    let next_only = |number, received| number == received;
+    transfer_datagrams(from, to, ip, count, sizes, next_only);
+}
+
+/// The same where floods keep `ksoftirqd` busy: each datagram once, in any order. A worker that moves
+/// to another CPU then overtakes what it left in the first one's veth backlog, as any sender does.
+pub fn udp_transfer_beside_floods(
+    from: &str,
+    to: &str,
+    ip: IpAddr,
+    count: u32,
+    sizes: RangeInclusive<usize>,
+) {
+    transfer_datagrams(from, to, ip, count, sizes, |_, _| true);
+}
+
+/// `may_come` says whether a datagram of a number may come after so many others.
+fn transfer_datagrams(
+    from: &str,
+    to: &str,
+    ip: IpAddr,
+    count: u32,
+    sizes: RangeInclusive<usize>,
+    may_come: fn(u32, u32) -> bool,
+) {
     let (len_min, len_max) = (*sizes.start(), *sizes.end());
     // What the receiver's default buffer holds for sure.
     let window = (48 * 1500 / len_max).clamp(3, 48) as u64;
@@ -104,18 +130,24 @@ pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, sizes: RangeIn
     let seen = Arc::clone(&done);
     let thread = std::thread::spawn(move || {
         let mut buf = vec![0; 65_536];
-        for number in 0..count {
+        let mut came = vec![false; count as usize];
+        for received in 0..count {
             let len = receiver
                 .recv(&mut buf)
-                .unwrap_or_else(|error| panic!("datagram {number} of {count}: {error}"));
-            let want = datagram(number, len_min, len_max);
+                .unwrap_or_else(|error| panic!("datagram {received} of {count}: {error}"));
+            let number = u32::from_be_bytes(*buf.first_chunk().expect("four bytes of number"));
+            assert!(number < count, "{number} of {count}");
             assert!(
-                buf[..len] == want[..],
-                "datagram {number} differs: {len} bytes for {}, number {:?}",
-                want.len(),
-                buf.first_chunk().map(|n| u32::from_be_bytes(*n))
+                buf[..len] == datagram(number, len_min, len_max)[..],
+                "datagram {number} of {len} bytes is not what was sent"
             );
-            seen.store(u64::from(number) + 1, Ordering::Release);
+            assert!(
+                may_come(number, received),
+                "datagram {number} came in place of {received}"
+            );
+            let twice = std::mem::replace(&mut came[number as usize], true);
+            assert!(!twice, "datagram {number} came twice");
+            seen.store(u64::from(received) + 1, Ordering::Release);
         }
     });
     let unspecified: IpAddr = match ip {
@@ -123,17 +155,26 @@ pub fn udp_transfer(from: &str, to: &str, ip: IpAddr, count: u32, sizes: RangeIn
         IpAddr::V6(_) => [0_u16; 8].into(),
     };
     let sender = within(from, || UdpSocket::bind((unspecified, 0)).unwrap());
-    for number in 0..count {
-        while u64::from(number) >= done.load(Ordering::Acquire) + window && !thread.is_finished() {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        if sender
-            .send_to(&datagram(number, len_min, len_max), address)
-            .is_err()
-        {
-            break; // the receiver says which is missing
-        }
-    }
+    std::thread::scope(|scope| {
+        // A sender moved to another CPU overtakes what waits in the veth's backlog of the first.
+        scope.spawn(|| {
+            let cpus = affinity::allowed_cpus().unwrap();
+            affinity::pin_this_thread(cpus[0]).unwrap();
+            for number in 0..count {
+                while u64::from(number) >= done.load(Ordering::Acquire) + window
+                    && !thread.is_finished()
+                {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                if sender
+                    .send_to(&datagram(number, len_min, len_max), address)
+                    .is_err()
+                {
+                    break; // the receiver says which is missing
+                }
+            }
+        });
+    });
     thread.join().unwrap();
 }
 
