@@ -20,6 +20,7 @@ mod error;
 pub mod ethtool;
 pub mod limits;
 pub mod link;
+pub mod memory;
 mod message;
 pub mod netns;
 pub mod packet;

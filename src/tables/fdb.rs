@@ -84,7 +84,7 @@ pub struct FdbView(Guard<Arc<Table<1>>>);
 
 impl FdbView {
     /// Where `mac` is. HOT PATH.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, segment: SegmentIndex, mac: Mac) -> Option<Station> {
         self.0.find(&key(segment, mac)).map(unpack)
     }

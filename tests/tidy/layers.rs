@@ -23,7 +23,15 @@ const fn layer(name: &'static str, may: &'static [&'static str]) -> Layer {
 const LAYERS: &[Layer] = &[
     layer("wire", &[]),
     layer("sys", &[]),
-    layer("tables", &["wire"]),
+    Layer {
+        name: "tables",
+        may: &["wire"],
+        also: &[(
+            "src/tables/atomic_map",
+            &["sys::memory"],
+            "a large table is slow without huge pages",
+        )],
+    },
     Layer {
         name: "dataplane",
         may: &["wire", "tables"],
