@@ -118,6 +118,8 @@ impl Underlay for Echo {
         }
     }
 
+    fn limit_segmentation(&mut self, _datagrams: usize) {}
+
     fn disable_segmentation(&mut self, _destination: SocketAddr, _error: &io::Error) {}
 
     fn path_mtu(&mut self, _destination: SocketAddr) -> Option<u32> {

@@ -1,9 +1,9 @@
 //! Datagrams waiting to be sent, grouped so that each group is one send call.
 //!
 //! A group holds datagrams of one VTEP, one source port and one TOS, all of the length of the first,
-//! the last possibly shorter: what `UDP_SEGMENT` can carry. One flow always has the same VTEP, source
-//! port and TOS, hence the same group, and a group is sent before its successor opens: flows keep
-//! their order however many are interleaved.
+//! the last possibly shorter: what `UDP_SEGMENT` can carry. One flow always has the same VTEP and source
+//! port; when its TOS changes (an ECN mark, a pure acknowledgement), the group of the old one is sent
+//! before the new one opens. So flows keep their order however many are interleaved.
 //!
 //! Nothing is copied: a datagram is a header block in the scratch area (VXLAN and inner headers of a
 //! segment) and a range of the read arena, or only a range when the frame goes out as it came.
@@ -20,6 +20,8 @@ use crate::tables::SegmentIndex;
 const GROUPS: usize = 8;
 /// Most datagrams of one send (Linux `UDP_MAX_SEGMENTS`).
 const DATAGRAMS_MAX: usize = 128;
+/// The same before Linux 6.9.
+const DATAGRAMS_MAX_OLD: usize = 64;
 /// Scratch for header blocks: all groups full of segments.
 const HEADERS_LEN: usize = GROUPS * DATAGRAMS_MAX * 192;
 
@@ -84,6 +86,8 @@ pub struct Batches {
     headers: Vec<u8>,
     headers_used: usize,
     victim: usize,
+    /// A send had to wait for the underlay's queue.
+    stalled: bool,
     /// Filled by failed sends; drained by the worker after each burst.
     pub refused: Vec<Refused>,
 }
@@ -124,6 +128,7 @@ impl Batches {
             headers: vec![0; HEADERS_LEN],
             headers_used: 0,
             victim: 0,
+            stalled: false,
             refused: Vec::new(),
         }
     }
@@ -155,6 +160,9 @@ impl Batches {
                 return index;
             }
         }
+        if open.is_none() {
+            self.send_path(key.vtep, key.path, context);
+        }
         let index = open
             .or_else(|| self.groups.iter().position(|g| g.datagrams.is_empty()))
             .unwrap_or_else(|| {
@@ -169,6 +177,26 @@ impl Batches {
         group.segment_len = len;
         group.total_len = 0;
         index
+    }
+
+    /// Sends what waits for one VTEP and source port, so that what comes next stays behind it.
+    pub fn send_path<U: Underlay>(
+        &mut self,
+        vtep: u32,
+        path: usize,
+        context: &mut SendContext<'_, U>,
+    ) {
+        for index in 0..GROUPS {
+            let group = &self.groups[index];
+            if !group.datagrams.is_empty() && group.key.vtep == vtep && group.key.path == path {
+                self.send(index, context);
+            }
+        }
+    }
+
+    /// Whether a send had to wait since the last call: then it is time to look after other things.
+    pub fn take_stalled(&mut self) -> bool {
+        std::mem::take(&mut self.stalled)
     }
 
     /// Whether the scratch area can hold another header block of `len` bytes.
@@ -262,6 +290,7 @@ impl Batches {
         if let Err(error) = &outcome
             && is_full(error)
         {
+            self.stalled = true;
             context
                 .underlay
                 .wait_writable(group.key.path, group.target.destination);
@@ -274,22 +303,8 @@ impl Batches {
         }
         match outcome {
             Ok(()) => {}
-            Err(error) if count > 1 && is_segmentation_refused(&error) => {
-                context
-                    .underlay
-                    .disable_segmentation(group.target.destination, &error);
-                for one in 0..count {
-                    if let Err(error) = send_range(group, &self.headers, one..one + 1, context) {
-                        fail(
-                            group,
-                            &self.headers,
-                            one..one + 1,
-                            &error,
-                            context,
-                            &mut self.refused,
-                        );
-                    }
-                }
+            Err(error) if count > 1 && may_pass_in_parts(&error) => {
+                send_in_parts(group, &self.headers, &error, context, &mut self.refused);
             }
             Err(error) => fail(
                 group,
@@ -370,6 +385,61 @@ fn fill<'a>(
     used
 }
 
+/// COLD PATH: a group that did not pass as one. Datagrams that fit the path pass one by one where others of
+/// their group do not; where segmentation is refused all do, and it is not asked for again. A VTEP that cannot be
+/// reached at all says nothing about segmentation.
+#[cold]
+fn send_in_parts<U: Underlay>(
+    group: &Group,
+    headers: &[u8],
+    error: &io::Error,
+    context: &mut SendContext<'_, U>,
+    refused: &mut Vec<Refused>,
+) {
+    let count = group.datagrams.len();
+    let segmentation = is_segmentation_refused(error);
+    let mut next = 0;
+    if segmentation
+        && count > DATAGRAMS_MAX_OLD
+        && send_range(group, headers, 0..DATAGRAMS_MAX_OLD, context).is_ok()
+    {
+        context.underlay.limit_segmentation(DATAGRAMS_MAX_OLD);
+        next = DATAGRAMS_MAX_OLD;
+        if send_range(group, headers, next..count, context).is_ok() {
+            return;
+        }
+    }
+    let mut passed = false;
+    for one in next..count {
+        match send_range(group, headers, one..one + 1, context) {
+            Ok(()) => passed = true,
+            Err(error) => fail(group, headers, one..one + 1, &error, context, refused),
+        }
+    }
+    if segmentation && passed && next == 0 {
+        context
+            .underlay
+            .disable_segmentation(group.target.destination, error);
+    }
+}
+
+/// The drop that a send error stands for.
+pub fn reason_of(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        _ if is_full(error) => DropReason::UnderlayFull,
+        Some(libc::EMSGSIZE) => DropReason::PathTooSmall,
+        Some(
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ECONNREFUSED
+            | libc::EPERM
+            | libc::EACCES
+            | libc::ENETDOWN,
+        ) => DropReason::UnderlayUnreachable,
+        _ => DropReason::UnderlayRefused,
+    }
+}
+
 /// COLD PATH: names the drop, and keeps frames that were too big: to be fragmented, or for the answer
 /// to their sender.
 #[cold]
@@ -382,22 +452,10 @@ fn fail<U: Underlay>(
     refused: &mut Vec<Refused>,
 ) {
     let frames = range.len() as u64;
-    let mut reason = match error.raw_os_error() {
-        _ if is_full(error) => DropReason::UnderlayFull,
-        Some(
-            libc::ENETUNREACH
-            | libc::EHOSTUNREACH
-            | libc::ECONNREFUSED
-            | libc::EPERM
-            | libc::EACCES
-            | libc::ENETDOWN,
-        ) => DropReason::UnderlayUnreachable,
-        _ => DropReason::UnderlayRefused,
-    };
+    let reason = reason_of(error);
     if error.raw_os_error() == Some(libc::EMSGSIZE)
         && let Some(path_mtu) = context.underlay.path_mtu(group.target.destination)
     {
-        reason = DropReason::PathTooSmall;
         let part = |(start, len): (u32, u32), area: &[u8]| {
             area[start as usize..(start + len) as usize].to_vec()
         };
@@ -428,8 +486,12 @@ fn exceeds_path<U: Underlay>(group: &Group, error: &io::Error, underlay: &mut U)
             .is_some_and(|mtu| group.segment_len + headers > mtu as usize)
 }
 
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+fn may_pass_in_parts(error: &io::Error) -> bool {
+    is_segmentation_refused(error) || error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
 /// `EIO`: the device cannot checksum, so UDP GSO is refused (Linux `udp_send_skb`). `EINVAL`: virtio

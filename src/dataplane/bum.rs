@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::verdict::DropReason;
+use crate::tables::Segment;
 use crate::wire::arp::{Arp, Op};
 use crate::wire::guard::{self, Authority};
 use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
@@ -106,7 +107,27 @@ fn claimed_by_arp(frame: &[u8], inner: &Inner) -> Claim {
         Ok(arp) if arp.sender_mac != inner.src => Claim::Lie,
         Ok(arp) if arp.sender_ip.is_unspecified() => Claim::Nothing,
         Ok(arp) => Claim::Address(arp.sender_ip.into()),
-        Err(_) => Claim::Nothing,
+        // Kernels take ARP of other hardware types for Ethernet's (Linux `arp_process`: IEEE 802),
+        // so what is not understood here is not let through.
+        Err(_) => Claim::Lie,
+    }
+}
+
+/// Whether a frame with the gateway's MAC says in ARP or neighbour discovery that the gateway has an
+/// address which is not its own: it may route for others, never answer for them.
+pub fn speaks_for_another(segment: &Segment, frame: &[u8], inner: &Inner) -> bool {
+    let told = match inner.kind {
+        Kind::Arp => claimed_by_arp(frame, inner),
+        Kind::Ipv6 if inner.proto == PROTO_ICMPV6 => match ndp::parse(frame, inner) {
+            Ok(_) => claimed_by_icmpv6(frame, inner),
+            Err(_) => Claim::Nothing,
+        },
+        _ => Claim::Nothing,
+    };
+    match told {
+        Claim::Nothing => false,
+        Claim::Address(ip) => !segment.gateways.contains(&ip),
+        Claim::Lie => true,
     }
 }
 
@@ -144,6 +165,11 @@ impl TokenBucket {
 
     /// Takes one token if there is one; `rate` per second, 0 for no limit.
     pub fn take(&mut self, rate: u32, now_ns: u64) -> bool {
+        self.take_many(1, rate, now_ns)
+    }
+
+    /// Takes `count` tokens if there are so many, otherwise none.
+    pub fn take_many(&mut self, count: u64, rate: u32, now_ns: u64) -> bool {
         if rate == 0 {
             return true;
         }
@@ -153,7 +179,7 @@ impl TokenBucket {
             .credit_ns
             .saturating_add(elapsed)
             .min(TokenBucket::SECOND_NS);
-        let price = TokenBucket::SECOND_NS / u64::from(rate);
+        let price = (TokenBucket::SECOND_NS / u64::from(rate)).saturating_mul(count);
         if self.credit_ns < price {
             return false;
         }
@@ -178,5 +204,9 @@ mod tests {
             25
         );
         assert!(bucket.take(0, start));
+        let later = start + 10_000_000_000;
+        assert!(!bucket.take_many(101, 100, later));
+        assert!(bucket.take_many(100, 100, later));
+        assert!(!bucket.take(100, later));
     }
 }

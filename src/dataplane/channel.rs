@@ -162,7 +162,7 @@ impl ChannelWire {
         ChannelUnderlay {
             wire: self.clone(),
             local,
-            segmentation: true,
+            segments_max: 128,
             coalesced: true,
         }
     }
@@ -197,7 +197,7 @@ impl ChannelWire {
 pub struct ChannelUnderlay {
     wire: ChannelWire,
     local: SocketAddr,
-    segmentation: bool,
+    segments_max: usize,
     /// Whether receives claim that the kernel joined and verified them.
     pub coalesced: bool,
 }
@@ -276,13 +276,17 @@ impl Underlay for ChannelUnderlay {
             65_527
         };
         SendLimits {
-            datagrams: if self.segmentation { 128 } else { 1 },
+            datagrams: self.segments_max,
             bytes,
         }
     }
 
     fn disable_segmentation(&mut self, _destination: SocketAddr, _error: &io::Error) {
-        self.segmentation = false;
+        self.segments_max = 1;
+    }
+
+    fn limit_segmentation(&mut self, datagrams: usize) {
+        self.segments_max = self.segments_max.min(datagrams);
     }
 
     fn path_mtu(&mut self, destination: SocketAddr) -> Option<u32> {

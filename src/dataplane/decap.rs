@@ -100,6 +100,9 @@ fn admit(
     if super::encap::on_own_vlan(inner) {
         return Ok(());
     }
+    if bum::rogue_server(frame, inner).is_some() {
+        return Err(DropReason::InnerRogue);
+    }
     match bum::claimed_address(frame, inner) {
         bum::Claim::Nothing => Ok(()),
         bum::Claim::Lie => Err(DropReason::InnerSpoofedIp),
@@ -126,6 +129,12 @@ fn admit_gateway(
     frame: &[u8],
     inner: &Inner,
 ) -> Result<(), DropReason> {
+    if bum::rogue_server(frame, inner).is_some() {
+        return Err(DropReason::InnerRogue);
+    }
+    if bum::speaks_for_another(segment, frame, inner) {
+        return Err(DropReason::InnerSpoofedIp);
+    }
     let Some(ip) = inner::src_ip(frame, inner) else {
         return if inner.kind == Kind::Arp {
             Ok(())

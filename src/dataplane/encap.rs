@@ -135,6 +135,12 @@ fn admit_gateway(
     frame: &[u8],
     inner: &Inner,
 ) -> Result<(), DropReason> {
+    if let Some(reason) = bum::rogue_server(frame, inner) {
+        return Err(reason);
+    }
+    if bum::speaks_for_another(segment, frame, inner) {
+        return Err(DropReason::SpoofedSourceIp);
+    }
     let Some(ip) = inner::src_ip(frame, inner) else {
         let arp = inner.kind == Kind::Arp;
         return if arp {

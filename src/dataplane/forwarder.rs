@@ -21,7 +21,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use crossbeam_utils::CachePadded;
 
-use super::batch::{Batches, GroupKey, GroupTarget, SendContext};
+use super::batch::{self, Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
 use super::bum::TokenBucket;
 use super::counters::Counters;
@@ -46,9 +46,11 @@ pub struct WorkerConfig {
     pub receive_buffers: u16,
     /// Most reads per burst and uplink.
     pub encap_budget: usize,
+    /// Bytes read from an uplink after which its burst ends.
+    pub encap_budget_len: usize,
     /// Most receives per burst.
     pub decap_budget: usize,
-    /// "Packet too big" messages per second.
+    /// "Packet too big" messages per second and uplink.
     pub icmp_rate: u32,
     /// The same for one flow, so that a deaf one does not use up the others' share.
     pub icmp_flow_rate: u32,
@@ -65,6 +67,7 @@ impl Default for WorkerConfig {
             merge_flows: 8,
             receive_buffers: 8,
             encap_budget: 64,
+            encap_budget_len: 2 << 20,
             decap_budget: 32,
             icmp_rate: 100,
             icmp_flow_rate: 10,
@@ -91,6 +94,7 @@ const ICMP_FLOWS: usize = 64;
 struct Port<P> {
     io: P,
     bum: TokenBucket,
+    icmp: TokenBucket,
 }
 
 /// One worker: uplinks, underlay, buffers, counters.
@@ -105,7 +109,6 @@ pub struct Worker<P, U> {
     batches: Batches,
     receive: ReceiveBuffers,
     merger: Merger,
-    icmp: TokenBucket,
     /// By flow hash; flows that collide share.
     icmp_flows: [TokenBucket; ICMP_FLOWS],
     learn: Option<Sender<LearnEvent>>,
@@ -130,7 +133,6 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             batches: Batches::new(),
             receive: ReceiveBuffers::new(config.receive_buffers),
             merger: Merger::new(config.merge_flows, config.merge),
-            icmp: TokenBucket::default(),
             icmp_flows: [TokenBucket::default(); ICMP_FLOWS],
             learn,
         }
@@ -145,6 +147,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         self.ports[index] = Some(Port {
             io,
             bum: TokenBucket::default(),
+            icmp: TokenBucket::default(),
         });
     }
 
@@ -192,8 +195,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     pub fn encap_burst(&mut self, segment: SegmentIndex, now_ns: u64) -> usize {
         let tables = Arc::clone(&self.tables);
         let view = tables.view();
-        let mut reads = 0;
-        while reads < self.config.encap_budget {
+        let (mut reads, mut read_len) = (0, 0);
+        let _of_the_last_burst = self.batches.take_stalled();
+        while reads < self.config.encap_budget && read_len < self.config.encap_budget_len {
             if !self.arena.has_room() {
                 self.flush_batches();
             }
@@ -203,17 +207,28 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             let received = match port.io.recv(self.arena.free()) {
                 Ok(Some(received)) => received,
                 Ok(None) => break,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    reads += 1;
+                    self.counters.encap_frames.add(1);
+                    self.counters.count_drop(DropReason::OffloadMalformed, 1);
+                    continue;
+                }
                 Err(error) => {
                     tracing::debug!(segment = segment.0, %error, "reading the uplink failed");
                     break;
                 }
             };
             reads += 1;
+            read_len += received.len;
             self.encap_read(&view, segment, received, now_ns);
             if self.batches.is_empty() {
                 self.arena.rewind();
             } else {
                 self.arena.keep(received.len);
+            }
+            // With the underlay's queue full, more reads only delay what comes in.
+            if self.batches.take_stalled() {
+                break;
             }
         }
         if reads > 0 {
@@ -251,6 +266,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 counters.count_drop(reason, 1);
             }
             Ok((inner, plan)) => {
+                // Neighbour discovery is believed or not by what it says, so it must be readable.
+                if inner.proto == PROTO_ICMPV6 && plan.is_none() && vnet.needs_csum() {
+                    let bytes = &mut self.arena.bytes_mut()[start..end];
+                    if split::finish_checksum(bytes, &vnet).is_err() {
+                        counters.encap_frames.add(1);
+                        return counters.count_drop(DropReason::OffloadMalformed, 1);
+                    }
+                    vnet = VnetHdr::default();
+                }
                 let frames = plan.as_ref().map_or(1, Plan::count) as u64;
                 counters.encap_frames.add(frames);
                 counters.encap_superframes.add(u64::from(plan.is_some()));
@@ -287,6 +311,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 }
             }
             EncapVerdict::Flood => {
+                // The decision took a token for one frame; each segment is one on the wire.
+                let more = job.frames.saturating_sub(1);
+                if more > 0 && !port.bum.take_many(more, segment.policy.bum_rate, now_ns) {
+                    return self.counters.count_drop(DropReason::BumRate, job.frames);
+                }
                 if self.complete_checksum(job) {
                     self.counters.flooded.add(job.frames);
                     for vtep in &segment.flood {
@@ -300,8 +329,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 }
             }
             EncapVerdict::Answer(answer) => {
-                self.counters.answered.add(job.frames);
-                self.answer(index, job, answer);
+                if self.answer(index, job, answer) {
+                    self.counters.answered.add(job.frames);
+                } else {
+                    self.counters.count_drop(DropReason::AnswerLost, job.frames);
+                }
             }
             EncapVerdict::Drop(reason) => self.counters.count_drop(reason, job.frames),
         }
@@ -429,16 +461,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
 
     // ----- answers to workloads: cold -----------------------------------------------------------
 
+    /// Whether the answer was given.
     #[cold]
-    fn answer(&mut self, index: SegmentIndex, job: &Job, answer: Answer) {
+    fn answer(&mut self, index: SegmentIndex, job: &Job, answer: Answer) -> bool {
         let frame = &self.arena.bytes()[job.start..job.end];
         let reply = match answer {
             Answer::Arp(mac) => arp::reply(frame, &job.inner, mac),
             Answer::NeighbourAdvertisement(mac) => ndp::advertise(frame, &job.inner, mac, false),
         };
-        if let Some(reply) = reply {
-            self.write_to_port(index, &reply);
-        }
+        reply.is_some_and(|reply| self.write_to_port(index, &reply))
     }
 
     /// A frame larger than the known path: told to the sender, or fragmented if it allows that.
@@ -453,16 +484,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         path_mtu: u32,
         now_ns: u64,
     ) -> bool {
-        let bytes = &self.arena.bytes()[job.start..job.end];
-        let frames: Vec<Vec<u8>> = match &job.plan {
-            None => vec![bytes.to_vec()],
-            Some(plan) => (0..plan.count())
-                .map(|i| too_big::whole_segment(plan, i, bytes))
-                .collect(),
-        };
-        frames
-            .iter()
-            .all(|frame| self.too_big_frame(view, segment, vtep, frame, path_mtu, now_ns))
+        let count = job.plan.as_ref().map_or(1, Plan::count);
+        (0..count).all(|index| {
+            let bytes = &self.arena.bytes()[job.start..job.end];
+            let frame = match &job.plan {
+                None => bytes.to_vec(),
+                Some(plan) => too_big::whole_segment(plan, index, bytes),
+            };
+            self.too_big_frame(view, segment, vtep, &frame, path_mtu, now_ns)
+        })
     }
 
     fn too_big_frame(
@@ -486,9 +516,10 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 true
             }
             too_big::Outcome::Tell(reply) => {
-                if self.may_tell(frame, now_ns) {
+                if self.may_tell(segment.index, frame, now_ns)
+                    && self.write_to_port(segment.index, &reply)
+                {
                     self.counters.icmp_too_big.add(1);
-                    self.write_to_port(segment.index, &reply);
                 }
                 false
             }
@@ -497,10 +528,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     /// Whether the rate of messages allows one more about this frame's flow.
-    fn may_tell(&mut self, frame: &[u8], now_ns: u64) -> bool {
+    fn may_tell(&mut self, index: SegmentIndex, frame: &[u8], now_ns: u64) -> bool {
         let hash = inner::parse(frame).map_or(0, |inner| flow::hash(frame, &inner));
+        let Some(Some(port)) = self.ports.get_mut(usize::from(index.0)) else {
+            return false;
+        };
         self.icmp_flows[hash as usize % ICMP_FLOWS].take(self.config.icmp_flow_rate, now_ns)
-            && self.icmp.take(self.config.icmp_rate, now_ns)
+            && port.icmp.take(self.config.icmp_rate, now_ns)
     }
 
     /// Sends one frame that is not in the arena, by itself.
@@ -512,8 +546,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         port: u16,
         frame: &[u8],
     ) {
+        self.counters.datagrams_queued.add(1);
         let Ok(inner) = inner::parse(frame) else {
-            return;
+            return self.counters.count_drop(DropReason::UnderlayRefused, 1);
         };
         let transmit = super::io::Transmit {
             vtep,
@@ -522,12 +557,22 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             segment_size: None,
             tos: outer_tos(segment, inner.tos),
         };
+        let mut context = SendContext {
+            underlay: &mut self.underlay,
+            arena: self.arena.bytes(),
+            counters: &self.counters,
+        };
+        // Earlier frames of the flow go first.
+        self.batches.send_path(vtep, transmit.path, &mut context);
         let header = vxlan::encode(segment.vni);
-        self.counters.datagrams_queued.add(1);
-        match self
-            .underlay
-            .send(&transmit, &[IoSlice::new(&header), IoSlice::new(frame)])
-        {
+        let pieces = [IoSlice::new(&header), IoSlice::new(frame)];
+        let mut outcome = self.underlay.send(&transmit, &pieces);
+        if outcome.as_ref().is_err_and(batch::is_full) {
+            self.underlay
+                .wait_writable(transmit.path, transmit.destination);
+            outcome = self.underlay.send(&transmit, &pieces);
+        }
+        match outcome {
             Ok(()) => {
                 self.counters.sends.add(1);
                 self.counters.datagrams_sent.add(1);
@@ -535,7 +580,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                     .bytes_sent
                     .add((header.len() + frame.len()) as u64);
             }
-            Err(_) => self.counters.count_drop(DropReason::UnderlayRefused, 1),
+            Err(error) => self.counters.count_drop(batch::reason_of(&error), 1),
         }
     }
 
@@ -562,13 +607,17 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         }
     }
 
-    fn write_to_port(&mut self, index: SegmentIndex, frame: &[u8]) {
-        if let Some(Some(port)) = self.ports.get_mut(usize::from(index.0)) {
-            let vnet = VnetHdr::default().to_bytes();
-            if let Err(error) = port.io.send(&[IoSlice::new(&vnet), IoSlice::new(frame)]) {
-                tracing::debug!(segment = index.0, %error, "answer to a workload was refused");
-            }
+    /// Whether the uplink took the frame.
+    fn write_to_port(&mut self, index: SegmentIndex, frame: &[u8]) -> bool {
+        let Some(Some(port)) = self.ports.get_mut(usize::from(index.0)) else {
+            return false;
+        };
+        let vnet = VnetHdr::default().to_bytes();
+        let outcome = port.io.send(&[IoSlice::new(&vnet), IoSlice::new(frame)]);
+        if let Err(error) = &outcome {
+            tracing::debug!(segment = index.0, %error, "answer to a workload was refused");
         }
+        outcome.is_ok()
     }
 
     // ----- in ----------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ pub trait FramePort {
     /// Reads one frame, up to `buf.len()` bytes with its header; `None` when there is none.
     ///
     /// # Errors
-    /// The kernel's; the frame, if any, is lost.
+    /// The kernel's. `EINVAL` means that a frame was read and cannot be told what it is (Linux
+    /// `packet_recvmsg`): it is lost, and the next one may be fine.
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>>;
 
     /// Writes one frame given in pieces, the first of which begins with the virtio header.
@@ -90,6 +91,9 @@ pub trait Underlay {
 
     /// Most datagrams and bytes one send can carry; (1, 65507) without segmentation offload.
     fn send_limits(&self, destination: SocketAddr) -> SendLimits;
+
+    /// Notes that one send cannot carry more than `datagrams`, after a send of more failed and one of so many did not.
+    fn limit_segmentation(&mut self, datagrams: usize);
 
     /// Stops using segmentation for this family, after an error that says so.
     fn disable_segmentation(&mut self, destination: SocketAddr, error: &io::Error);

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay};
@@ -75,7 +75,7 @@ pub struct UnderlayOffloads {
     /// `UDP_GRO` on receive was granted.
     pub receive_coalescing: AtomicBool,
     /// Datagrams one send may carry.
-    pub segments_max: usize,
+    pub segments_max: AtomicUsize,
 }
 
 /// The UDP sockets of one worker.
@@ -173,7 +173,7 @@ impl Underlay for LinuxUnderlay {
     fn send_limits(&self, destination: SocketAddr) -> SendLimits {
         let segmentation = self.offloads.segmentation.load(Ordering::Relaxed);
         let datagrams = if segmentation {
-            self.offloads.segments_max
+            self.offloads.segments_max.load(Ordering::Relaxed)
         } else {
             1
         };
@@ -184,6 +184,20 @@ impl Underlay for LinuxUnderlay {
             } else {
                 65_527
             },
+        }
+    }
+
+    fn limit_segmentation(&mut self, datagrams: usize) {
+        let before = self
+            .offloads
+            .segments_max
+            .fetch_min(datagrams, Ordering::Relaxed);
+        if before > datagrams {
+            tracing::info!(
+                before,
+                datagrams,
+                "this kernel takes fewer datagrams per send"
+            );
         }
     }
 

@@ -122,7 +122,8 @@ impl Merger {
         let frame = buffers.bytes(piece);
         let chain = &mut self.chains[self.last];
         if let Some(step) = chain.continued_by(frame, inner, meta.port)
-            && (meta.verified || (checksums_hold(frame, inner) && chain.prove_first(buffers)))
+            && (meta.verified || checksums_hold(frame, inner))
+            && chain.prove_first(buffers)
         {
             chain.append(piece, step);
             if chain.complete {

@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -168,7 +168,7 @@ impl Dataplane {
         let offloads = Arc::new(UnderlayOffloads {
             segmentation: AtomicBool::new(config.segmentation && udp::probe_segmentation()),
             receive_coalescing: AtomicBool::new(config.receive_coalescing && udp::probe_gro()),
-            segments_max: udp::SEGMENTS_MAX,
+            segments_max: AtomicUsize::new(udp::SEGMENTS_MAX),
         });
         let (learn, learned) = bounded(1024);
         let mut dataplane = Dataplane {
@@ -221,7 +221,10 @@ impl Dataplane {
             });
         }
         for (worker, port) in self.workers.iter().zip(ports) {
-            worker.ask(|done| Order::AddPort(segment, port, done))?;
+            if let Err(error) = worker.ask(|done| Order::AddPort(segment, port, done)) {
+                let _one_has_ended = self.remove_uplink(segment);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -231,9 +234,13 @@ impl Dataplane {
     /// # Errors
     /// [`DataplaneError::Stopped`].
     pub fn remove_uplink(&self, segment: SegmentIndex) -> Result<(), DataplaneError> {
-        self.workers
+        // Those that run let go of it, whatever became of the others.
+        let outcomes = self
+            .workers
             .iter()
-            .try_for_each(|worker| worker.ask(|done| Order::RemovePort(segment, done)))
+            .map(|worker| worker.ask(|done| Order::RemovePort(segment, done)));
+        let outcomes: Vec<_> = outcomes.collect();
+        outcomes.into_iter().collect()
     }
 
     /// Stations seen on learning segments; the owner of the table writer applies them.
@@ -260,7 +267,7 @@ impl Dataplane {
         OffloadStatus {
             segmentation: self.offloads.segmentation.load(Ordering::Relaxed),
             receive_coalescing: self.offloads.receive_coalescing.load(Ordering::Relaxed),
-            segments_max: self.offloads.segments_max,
+            segments_max: self.offloads.segments_max.load(Ordering::Relaxed),
         }
     }
 

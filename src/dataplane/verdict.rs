@@ -49,6 +49,7 @@ drop_reasons! {
     NoVtep "no_vtep" "A broadcast or multicast frame on a network without any other VTEP.",
     BumRate "bum_rate" "More broadcast and multicast than the network's rate limit.",
     TaggedFrame "tagged_frame" "An 802.1Q tagged frame on a network that does not carry tags.",
+    AnswerLost "answer_lost" "An ARP or ND request whose answer the workload's side did not take, or that nobody can be answered about.",
     TooBig "too_big" "A frame larger than the path can carry; the sender was told by ICMP where that is allowed.",
     // Send: datagrams to the underlay.
     UnderlayFull "underlay_full" "The underlay's send queue stayed full.",
@@ -70,6 +71,7 @@ drop_reasons! {
     NotLocal "not_local" "A tunnelled frame for a MAC address that no endpoint here has.",
     InnerLinkLocalControl "inner_link_local_control" "A tunnelled STP, LLDP or pause frame; these are never forwarded.",
     InnerTaggedFrame "inner_tagged_frame" "A tunnelled 802.1Q tagged frame on a network that does not carry tags (RFC 7348 section 6.1).",
+    InnerRogue "inner_rogue" "A tunnelled router advertisement, redirect or DHCP server message, on a network that checks its senders.",
     EcnCongestion "ecn_congestion" "The underlay marked congestion on a packet whose sender cannot understand the mark (RFC 6040).",
     // Delivery: frames to the bridge.
     UplinkFull "uplink_full" "The bridge's uplink took no more frames.",

@@ -70,7 +70,7 @@ pub enum Applied {
 /// One claim on a MAC or IP, ordered so that the winner comes first.
 type Rank = (Reverse<Version>, String);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     record: EndpointRecord,
     local: bool,
@@ -234,12 +234,12 @@ impl TableWriter {
             .get(&record.vni)
             .ok_or(TableError::UnknownVni(record.vni))?;
         check(record, &state.config)?;
-        if let Some(old) = state.entries.get(&record.endpoint) {
-            if old.record.version > record.version || (old.record == *record && old.local == local)
-            {
-                return Ok(Applied::Stale);
-            }
-            self.remove(record.vni, &record.endpoint.clone());
+        let before = state.entries.get(&record.endpoint).cloned();
+        if let Some(old) = &before
+            && (old.record.version > record.version
+                || (old.record == *record && old.local == local))
+        {
+            return Ok(Applied::Stale);
         }
         let vtep = if local {
             None
@@ -267,44 +267,64 @@ impl TableWriter {
                 local,
             },
         );
-        let mut first_of_vtep = false;
+        let mut members_changed = false;
         if let Some(vtep) = vtep {
             let count = state.records_by_vtep.entry(vtep).or_default();
             *count += 1;
-            first_of_vtep = *count == 1;
+            members_changed = *count == 1;
         }
         self.derive(record);
-        if first_of_vtep {
+        // The old record goes only now: what both have in common is never absent to a worker.
+        if let Some(old) = before {
+            members_changed |= self.release(&old, Some(record));
+            self.derive(&old.record);
+        }
+        if members_changed {
             self.publish();
         }
         Ok(Applied::Stored)
     }
 
-    /// Removes the record of an endpoint; another claimant of its MAC or IPs takes over.
-    pub fn remove(&mut self, vni: Vni, endpoint: &str) -> Option<EndpointRecord> {
-        let state = self.segments.get_mut(&vni)?;
-        let Entry { record, local } = state.entries.remove(endpoint)?;
+    /// Takes back what an entry claimed, but for claims that are its successor's as well. Returns whether it
+    /// was the last record of its VTEP.
+    fn release(&mut self, old: &Entry, successor: Option<&EndpointRecord>) -> bool {
+        let Entry { record, local } = old;
+        let Some(state) = self.segments.get_mut(&record.vni) else {
+            return false;
+        };
         let rank = (Reverse(record.version), record.endpoint.clone());
-        release(&mut state.mac_claims, &record.mac, &rank);
-        for ip in &record.ips {
-            release(&mut state.ip_claims, ip, &rank);
+        let heir = successor.filter(|heir| heir.version == record.version);
+        if heir.is_none_or(|heir| heir.mac != record.mac) {
+            release(&mut state.mac_claims, &record.mac, &rank);
         }
-        let mut last_of_vtep = false;
+        for ip in &record.ips {
+            if heir.is_none_or(|heir| !heir.ips.contains(ip)) {
+                release(&mut state.ip_claims, ip, &rank);
+            }
+        }
         if !local
             && let Some(vtep) = self.tables.snapshot.load().vtep_by_addr.get(&record.vtep)
             && let Some(count) = state.records_by_vtep.get_mut(vtep)
         {
             *count -= 1;
-            last_of_vtep = *count == 0;
-            if last_of_vtep {
+            if *count == 0 {
                 state.records_by_vtep.remove(vtep);
+                return true;
             }
         }
-        self.derive(&record);
+        false
+    }
+
+    /// Removes the record of an endpoint; another claimant of its MAC or IPs takes over.
+    pub fn remove(&mut self, vni: Vni, endpoint: &str) -> Option<EndpointRecord> {
+        let state = self.segments.get_mut(&vni)?;
+        let entry = state.entries.remove(endpoint)?;
+        let last_of_vtep = self.release(&entry, None);
+        self.derive(&entry.record);
         if last_of_vtep {
             self.publish();
         }
-        Some(record)
+        Some(entry.record)
     }
 
     /// Writes FDB and neighbour entries of everything `record` touches, from the current claims.
