@@ -16,6 +16,7 @@ use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo, blocking, delete_netns};
 use super::{BridgeSpec, GsoSizes, HostError, Link, Mark, Netlink, UplinkKind, VethEnd, faults};
 use crate::sys::SysError;
+use crate::sys::ethtool::Ethtool;
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vni};
 
@@ -383,11 +384,33 @@ impl SegmentBuilder<'_> {
         self.netlink
             .set_port(&port.name, BridgePortFlags::UPLINK)
             .await?;
+        self.refuse_unread_superframes(&port.name)?;
         self.netlink.set_up(&held.name).await?;
         for name in [&port.name, &held.name, &self.names.bridge] {
             self.netlink.settle(name).await?;
         }
         Ok(())
+    }
+
+    /// A veth takes super-frames of any kind, also those of a workload's own tunnels and of SCTP, for
+    /// which a virtio header has no name. Without these features of its the kernel cuts them
+    /// before they get here.
+    fn refuse_unread_superframes(&self, port: &str) -> Result<(), HostError> {
+        let port = port.to_owned();
+        let switch = move || {
+            let ethtool = Ethtool::open(&port)?;
+            let features = ethtool.features()?;
+            let on = features.iter().filter(|feature| {
+                feature.requested && feature.changeable && UNREAD.contains(&feature.name.as_str())
+            });
+            let off: Vec<(&str, bool)> = on.map(|feature| (feature.name.as_str(), false)).collect();
+            if off.is_empty() {
+                return Ok(());
+            }
+            ethtool.set(&off)
+        };
+        let outcome: Result<Result<(), SysError>, _> = self.netns.run_in(switch);
+        Ok(outcome??)
     }
 
     fn uplink_end(&self, bridge: Option<u32>) -> VethEnd<'static> {
@@ -564,6 +587,20 @@ const HELD_QUEUE_LEN: u32 = 10_000;
 const ID_LEN_MAX: usize = 64;
 /// Of the VNIs a network may have; a Linux bridge's limits are far above.
 const SEGMENTS_MAX: usize = 64;
+
+/// Segmentation features of a veth (`NETIF_F_GSO_ENCAP_ALL` and others) whose super-frames AF_PACKET either
+/// hides the tunnel of or cannot describe at all (`virtio_net_hdr_from_skb`).
+const UNREAD: [&str; 9] = [
+    "tx-gre-segmentation",
+    "tx-gre-csum-segmentation",
+    "tx-ipxip4-segmentation",
+    "tx-ipxip6-segmentation",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-tunnel-remcsum-segmentation",
+    "tx-sctp-segmentation",
+    "tx-gso-list",
+];
 
 #[cfg(test)]
 mod tests {

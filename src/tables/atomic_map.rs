@@ -363,8 +363,8 @@ mod tests {
             let mut round = 0u64;
             while round < 200 || (hits.load(Ordering::Relaxed) == 0 && round < 100_000) {
                 for key in 1..500u64 {
-                    map.insert([key, key * 3], nz(key << 20 | round % (1 << 20)));
-                    if (key + round) % 3 == 0 {
+                    map.insert([key, key * 3], nz((key << 20) | (round % (1 << 20))));
+                    if (key + round).is_multiple_of(3) {
                         map.remove(&[key, key * 3]);
                     }
                 }
