@@ -7,203 +7,20 @@
 //! ```
 //! Needs root and `ip`; without them each test says so and ends.
 
+mod node_support;
+
 use std::net::{IpAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use node_support::{Node, Space, able, ip, skip, until};
 use weft::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointView, ErrorCode, IpamConfigRequest,
-    OPTION_VXLANID_LIST, RecordRequest, Verdict, VtepChange,
+    ApiError, AttachRequest, CreateNetwork, EndpointView, IpamConfigRequest, OPTION_VXLANID_LIST,
+    RecordRequest, Verdict, VtepChange,
 };
-use weft::frontend::client::{Client, block_on};
+use weft::frontend::client::block_on;
 use weft::sys::netns::Netns;
-
-static COUNTER: AtomicUsize = AtomicUsize::new(0);
-
-/// Whether the machine lets these tests run; says why not.
-fn able() -> bool {
-    let missing = if !nix::unistd::geteuid().is_root() {
-        "not root"
-    } else if Command::new("ip").arg("-V").output().is_err() {
-        "no `ip` program"
-    } else {
-        return true;
-    };
-    println!("SKIP: {missing}");
-    false
-}
-
-fn ip(args: &str) -> Output {
-    let output = Command::new("ip")
-        .args(args.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "ip {args}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
-
-/// A named namespace that goes with the value.
-struct Space(String);
-
-impl Space {
-    fn new() -> Space {
-        let name = format!(
-            "wfa{}-{}",
-            std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed)
-        );
-        ip(&format!("netns add {name}"));
-        ip(&format!("-n {name} link set lo up"));
-        Space(name)
-    }
-
-    fn netns(&self) -> Netns {
-        Netns::open(Path::new("/run/netns").join(&self.0)).unwrap()
-    }
-
-    fn links(&self) -> String {
-        String::from_utf8(ip(&format!("-n {} -o link show", self.0)).stdout).unwrap()
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        let _gone_already = Command::new("ip").args(["netns", "del", &self.0]).output();
-    }
-}
-
-/// One node. Dropping it kills its agent and removes everything.
-struct Node {
-    space: Space,
-    dir: tempfile::TempDir,
-    vtep: IpAddr,
-    extra: Vec<&'static str>,
-    agent: Option<Child>,
-}
-
-impl Node {
-    fn new(vtep: &str, extra: &[&'static str]) -> Node {
-        Node {
-            space: Space::new(),
-            dir: tempfile::tempdir().unwrap(),
-            vtep: vtep.parse().unwrap(),
-            extra: extra.to_vec(),
-            agent: None,
-        }
-    }
-
-    fn program(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
-        command
-            .args(words)
-            .arg("--run-dir")
-            .arg(self.run_dir())
-            .arg("--state-dir")
-            .arg(self.dir.path().join("s"));
-        command.env_clear().stdin(Stdio::null());
-        self.space.netns().enter_on_spawn(&mut command).unwrap();
-        command
-    }
-
-    fn boot(&mut self) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("log"))
-            .unwrap();
-        let mut command = self.program(&["agent", "--reconcile-interval", "1"]);
-        command
-            .arg("--vtep")
-            .arg(self.vtep.to_string())
-            .args(&self.extra)
-            .stderr(log);
-        self.agent = Some(command.spawn().unwrap());
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while let Err(error) = block_on(self.client().version()) {
-            let ended = self
-                .agent
-                .as_mut()
-                .is_some_and(|agent| agent.try_wait().is_ok_and(|e| e.is_some()));
-            assert!(
-                !ended && Instant::now() < deadline,
-                "{error}\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn kill(&mut self) {
-        let mut agent = self.agent.take().unwrap();
-        agent.kill().unwrap();
-        agent.wait().unwrap();
-    }
-
-    fn stop(&mut self) {
-        let mut agent = self.agent.take().unwrap();
-        let pid = nix::unistd::Pid::from_raw(agent.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        assert!(agent.wait().unwrap().success(), "{}", self.log());
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("r")
-    }
-
-    fn client(&self) -> Client {
-        Client::new(self.run_dir().join("weft.sock"))
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    fn networks_in_kernel(&self) -> usize {
-        std::fs::read_dir(self.run_dir().join("netns")).map_or(0, Iterator::count)
-    }
-
-    fn attach(
-        &self,
-        network: &str,
-        workload: &Space,
-        last_byte: u8,
-    ) -> Result<EndpointView, ApiError> {
-        let third = if network == "red" { 1 } else { 2 };
-        let wish = AttachRequest {
-            target: workload.0.clone(),
-            ips: vec![IpAddr::from([10, 7, third, last_byte])],
-            ..AttachRequest::default()
-        };
-        block_on(self.client().attach(network, &wish))
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
-            let _gone_already = agent.kill();
-            let _gone_already = agent.wait();
-        }
-        let mut reset = self.program(&["--socket", "/nonexistent.sock", "reset", "--yes"]);
-        let output = reset.output().unwrap();
-        if std::thread::panicking() {
-            println!("log of {}:\n{}", self.vtep, self.log());
-        } else {
-            assert!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            assert_eq!(self.networks_in_kernel(), 0, "reset leaves nothing");
-        }
-    }
-}
 
 /// Two nodes with networks `red` (10.7.1.0/24) and `blue` (10.7.2.0/24), members of each other.
 fn two_nodes(extra: &[&'static str]) -> (Node, Node) {
@@ -239,6 +56,22 @@ fn two_nodes(extra: &[&'static str]) -> (Node, Node) {
         }
     }
     (a, b)
+}
+
+/// Attaches a workload to `red` or `blue` with a fixed address.
+fn attach(
+    node: &Node,
+    network: &str,
+    workload: &Space,
+    last_byte: u8,
+) -> Result<EndpointView, ApiError> {
+    let third = if network == "red" { 1 } else { 2 };
+    let wish = AttachRequest {
+        target: workload.0.clone(),
+        ips: vec![IpAddr::from([10, 7, third, last_byte])],
+        ..AttachRequest::default()
+    };
+    block_on(node.client().attach(network, &wish))
 }
 
 /// Tells `to` of an endpoint of `from`.
@@ -288,14 +121,6 @@ fn talks(from: &Space, to: &Space, address: &EndpointView) -> bool {
     false
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Attaches one workload on each side, tells each of the other, and checks that they talk.
 fn connect(
     a: &Node,
@@ -304,8 +129,8 @@ fn connect(
     left: &Space,
     right: &Space,
 ) -> (EndpointView, EndpointView) {
-    let here = a.attach(network, left, 11).unwrap();
-    let there = b.attach(network, right, 12).unwrap();
+    let here = attach(a, network, left, 11).unwrap();
+    let there = attach(b, network, right, 12).unwrap();
     tell(a, &here, b);
     tell(b, &there, a);
     assert!(talks(left, right, &there), "{network}: {}", a.log());
@@ -350,7 +175,7 @@ fn two_networks_carry_traffic_and_leave_nothing_behind() {
 fn the_tap_uplink_does_the_same() {
     if able() {
         if !Path::new("/dev/net/tun").exists() {
-            println!("SKIP: no /dev/net/tun");
+            skip("no /dev/net/tun");
             return;
         }
         two_networks_come_and_go(&["--uplink", "tap", "--workers", "2"]);
@@ -388,7 +213,7 @@ fn a_workload_that_ends_frees_its_address_and_the_network() {
     }
     let (a, _b) = two_nodes(&[]);
     let workload = Space::new();
-    a.attach("red", &workload, 11).unwrap();
+    attach(&a, "red", &workload, 11).unwrap();
     drop(workload);
     until("the endpoint is forgotten", || {
         block_on(a.client().endpoints())
@@ -417,66 +242,6 @@ fn what_somebody_breaks_is_repaired() {
         left.links().contains("eth0") && netns.exists()
     });
     assert!(talks(&left, &right, &there), "{}", a.log());
-}
-
-#[test]
-fn kills_at_any_moment_leave_state_and_kernel_in_agreement() {
-    if !able() {
-        return;
-    }
-    let (mut a, _b) = two_nodes(&[]);
-    let workloads: Vec<Space> = (0..4).map(|_| Space::new()).collect();
-    for round in 0..12u64 {
-        let client = a.client();
-        let names: Vec<String> = workloads.iter().map(|w| w.0.clone()).collect();
-        let storm = std::thread::spawn(move || {
-            for turn in 0.. {
-                let name = &names[turn % names.len()];
-                let wish = AttachRequest {
-                    target: name.clone(),
-                    ..AttachRequest::default()
-                };
-                let attached = block_on(client.attach("red", &wish));
-                let detached = (turn % 3 == 0).then(|| block_on(client.detach("red", name)));
-                let gone = |error: Option<&ApiError>| {
-                    error.is_some_and(|e| e.code == ErrorCode::AgentUnreachable)
-                };
-                if gone(attached.as_ref().err())
-                    || gone(detached.as_ref().and_then(|d| d.as_ref().err()))
-                {
-                    return;
-                }
-            }
-        });
-        std::thread::sleep(Duration::from_millis(5 + 17 * round));
-        a.kill();
-        storm.join().unwrap();
-        a.boot();
-        let known = block_on(a.client().endpoints()).unwrap().endpoints;
-        for workload in &workloads {
-            let listed = known
-                .iter()
-                .any(|e| e.target.as_deref() == Some(&workload.0));
-            assert_eq!(
-                workload.links().contains("eth0"),
-                listed,
-                "round {round}, {}: {}",
-                workload.0,
-                a.log()
-            );
-        }
-        assert_eq!(
-            a.networks_in_kernel(),
-            usize::from(!known.is_empty()),
-            "round {round}"
-        );
-        assert_eq!(
-            block_on(a.client().status()).unwrap().verdict,
-            Verdict::Ok,
-            "{}",
-            a.log()
-        );
-    }
 }
 
 #[test]
@@ -509,7 +274,7 @@ fn cleanup_on_exit_removes_everything_at_a_clean_stop() {
     }
     let (mut a, _b) = two_nodes(&["--cleanup-on-exit"]);
     let workload = Space::new();
-    a.attach("red", &workload, 11).unwrap();
+    attach(&a, "red", &workload, 11).unwrap();
     assert!(workload.links().contains("eth0"));
     a.stop();
     assert!(!workload.links().contains("eth0"));
@@ -534,7 +299,7 @@ fn the_workloads_mtu_follows_the_underlay() {
     }
     let (a, b) = two_nodes(&[]);
     let workload = Space::new();
-    a.attach("red", &workload, 11).unwrap();
+    attach(&a, "red", &workload, 11).unwrap();
     assert!(
         workload.links().contains("mtu 1450"),
         "{}",

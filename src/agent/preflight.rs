@@ -15,12 +15,16 @@ use super::error::{ApiError, ErrorCode};
 /// Name of the lock file in the run and state directories.
 pub const LOCK_FILE: &str = "agent.lock";
 
-/// Capabilities the agent uses: number in capability(7)'s list, name, what for.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+/// A capability: number in capability(7)'s list, name, what for.
+type Capability = (u32, &'static str, &'static str);
+
+/// Without these there is no agent.
+const CAPABILITIES: [Capability; 2] = [
     (12, "CAP_NET_ADMIN", "to make bridges and interfaces"),
-    (13, "CAP_NET_RAW", "to read frames from packet sockets"),
     (21, "CAP_SYS_ADMIN", "to make and enter network namespaces"),
 ];
+/// For the packet uplink; the TAP uplink, which `auto` falls back to, does without.
+const PACKET_CAPABILITY: Capability = (13, "CAP_NET_RAW", "to read frames from packet sockets");
 
 /// Held while an agent runs; two agents never share a directory.
 #[derive(Debug)]
@@ -119,7 +123,7 @@ fn unusable(verb: &str, path: &Path, error: &io::Error) -> ApiError {
 /// `capability_missing`, `vtep_not_local`, `port_in_use`, `tun_missing`.
 pub fn check(settings: &Settings) -> Result<(), ApiError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    check_capabilities(&status)?;
+    check_capabilities(&status, settings.uplink)?;
     check_port(SocketAddr::new(settings.vtep, settings.vxlan_port))?;
     if settings.uplink == Uplink::Tap {
         check_tun(Path::new("/dev/net/tun"))?;
@@ -127,15 +131,17 @@ pub fn check(settings: &Settings) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn check_capabilities(proc_status: &str) -> Result<(), ApiError> {
+fn check_capabilities(proc_status: &str, uplink: Uplink) -> Result<(), ApiError> {
     let effective = proc_status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
         return Ok(()); // No /proc: the kernel itself will tell.
     };
+    let packet = (uplink == Uplink::Packet).then_some(&PACKET_CAPABILITY);
     let missing: Vec<String> = CAPABILITIES
         .iter()
+        .chain(packet)
         .filter(|(bit, _, _)| effective >> bit & 1 == 0)
         .map(|(_, name, purpose)| format!("{name} ({purpose})"))
         .collect();
@@ -208,11 +214,23 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert!(check_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n").is_ok());
-        let error = check_capabilities("CapEff:\t0000000000002000\n").unwrap_err();
+        let full = "Name:\tx\nCapEff:\t000001ffffffffff\n";
+        assert!(check_capabilities(full, Uplink::Packet).is_ok());
+        let raw_only = "CapEff:\t0000000000002000\n";
+        let error = check_capabilities(raw_only, Uplink::Packet).unwrap_err();
         assert_eq!(error.code, ErrorCode::CapabilityMissing);
         assert!(error.message.contains("CAP_NET_ADMIN") && error.message.contains("CAP_SYS_ADMIN"));
         assert!(!error.message.contains("CAP_NET_RAW"));
+    }
+
+    #[test]
+    fn only_the_packet_uplink_insists_on_packet_sockets() {
+        let all_but_raw = "CapEff:\t000001ffffffdfff\n";
+        assert!(check_capabilities(all_but_raw, Uplink::Auto).is_ok());
+        assert!(check_capabilities(all_but_raw, Uplink::Tap).is_ok());
+        let error = check_capabilities(all_but_raw, Uplink::Packet).unwrap_err();
+        assert!(error.message.contains("CAP_NET_RAW"), "{error}");
+        assert!(!error.message.contains("CAP_SYS_ADMIN"), "{error}");
     }
 
     #[test]

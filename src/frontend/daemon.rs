@@ -166,7 +166,8 @@ fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
     }
     let group = group_id(settings)?;
     let mut temporary = path.clone().into_os_string();
-    temporary.push(format!(".{}", std::process::id()));
+    // One name for all: what an agent killed right here leaves, the next one replaces.
+    temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(unusable)?;

@@ -270,6 +270,9 @@ struct StartArgs {
     lab: String,
     /// The node
     node: String,
+    /// Tell it nothing: it has to go on from its own state file
+    #[arg(long)]
+    untold: bool,
 }
 
 /// Runs a `weft lab` command.
@@ -769,7 +772,11 @@ fn kill(args: &KillArgs) -> Result<u8, LabError> {
 }
 
 fn start(args: &StartArgs) -> Result<u8, LabError> {
-    let process = Lab::open(&args.lab)?.start_agent(&args.node)?;
+    let mut lab = Lab::open(&args.lab)?;
+    let process = match args.untold {
+        true => lab.start_agent_untold(&args.node)?,
+        false => lab.start_agent(&args.node)?,
+    };
     println!(
         "{} {}: agent runs with pid {}",
         args.lab, args.node, process.pid

@@ -278,19 +278,18 @@ impl Lab {
     /// [`LabError::Options`] when it runs already; as [`Lab::up`].
     pub fn start_agent(&mut self, node: &str) -> Result<ProcessId, LabError> {
         let _lock = state::lock(self.name())?;
-        let node = self.node(node)?.clone();
-        if node.kind != NodeKind::Agent || self.agent_alive(&node.name) {
-            return Err(LabError::Options(format!(
-                "{} needs no agent started",
-                node.name
-            )));
-        }
-        let agent = self.spawn_agent(&node)?;
-        self.state.agents.insert(node.name, agent.process);
-        self.state.save()?;
-        control::wait_for_agents(std::slice::from_ref(&agent), AGENT_LIMIT)?;
+        let agent = self.boot_agent(node)?;
         control::tell(self.plan(), std::slice::from_ref(&agent))?;
         Ok(agent.process)
+    }
+
+    /// The same without telling it anything: what it knows, it knows from its own state file.
+    ///
+    /// # Errors
+    /// As [`Lab::start_agent`].
+    pub fn start_agent_untold(&mut self, node: &str) -> Result<ProcessId, LabError> {
+        let _lock = state::lock(self.name())?;
+        Ok(self.boot_agent(node)?.process)
     }
 
     /// Puts a relay into the node's link, if there is none, and changes what it does to frames.
@@ -457,6 +456,22 @@ impl Lab {
         }
         self.state.save()?;
         Ok(agents)
+    }
+
+    /// Starts an agent that is down and waits until it answers. The caller holds the lab's lock.
+    fn boot_agent(&mut self, node: &str) -> Result<AgentAt, LabError> {
+        let node = self.node(node)?.clone();
+        if node.kind != NodeKind::Agent || self.agent_alive(&node.name) {
+            return Err(LabError::Options(format!(
+                "{} needs no agent started",
+                node.name
+            )));
+        }
+        let agent = self.spawn_agent(&node)?;
+        self.state.agents.insert(node.name, agent.process);
+        self.state.save()?;
+        control::wait_for_agents(std::slice::from_ref(&agent), AGENT_LIMIT)?;
+        Ok(agent)
     }
 
     fn spawn_agent(&self, node: &NodePlan) -> Result<AgentAt, LabError> {

@@ -1,6 +1,8 @@
 //! What the tests of the lab share: labs with names of their own that go when a test ends, however it ends.
 #![allow(dead_code)] // each test program uses a part
 
+pub mod inventory;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -39,6 +41,16 @@ pub fn can_make_labs() -> bool {
 /// Says what could not be tested here, past the capture of a passing test's output.
 pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIP: {}", why.replace('\n', " "));
+}
+
+/// Prints a figure past the capture of a passing test's output.
+pub fn note(figure: &str) {
+    let _ = writeln!(std::io::stderr(), "{figure}");
+}
+
+/// Whether the long forms of tests are asked for.
+pub fn long() -> bool {
+    std::env::var_os("WEFT_LONG").is_some_and(|value| value == "1")
 }
 
 /// Removes the lab at the end of a test and checks that nothing of it is left.
