@@ -7,6 +7,9 @@
 //! ```
 //! Needs root and `ip`; without them each test says so and ends.
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -31,7 +34,7 @@ fn able() -> bool {
     } else {
         return true;
     };
-    println!("SKIP: {missing}");
+    skip::skip(missing);
     false
 }
 
@@ -350,7 +353,7 @@ fn two_networks_carry_traffic_and_leave_nothing_behind() {
 fn the_tap_uplink_does_the_same() {
     if able() {
         if !Path::new("/dev/net/tun").exists() {
-            println!("SKIP: no /dev/net/tun");
+            skip::skip("no /dev/net/tun");
             return;
         }
         two_networks_come_and_go(&["--uplink", "tap", "--workers", "2"]);

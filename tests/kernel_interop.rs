@@ -12,8 +12,9 @@ mod common;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use common::cases::{Cases, long};
+use common::cases::Cases;
 use common::hosts::{Hosts, Underlay, ip4, ip6, named, sh, vni};
+use common::skip::{long, skip};
 use common::transfer::{self, Datagrams};
 use common::wiretap::{Ear, PATIENCE, dissect, wire_like};
 use weft::dataplane::verdict::DropReason;
@@ -270,7 +271,6 @@ fn run(name: &str, setups: impl Iterator<Item = Setup>, pair: [u8; 2]) {
         });
         println!("{}: {:?}", setup.name, start.elapsed());
     }
-    cases.finish();
 }
 
 /// Half of the setups: each is run over one of the families.
@@ -348,7 +348,6 @@ fn half_a_gigabyte_arrives_unchanged() {
             cases.run("nothing is lost", || hosts.check_conservation());
         }
     }
-    cases.finish();
 }
 
 /// Runs iperf3 for a second and returns what it says: bits per second received and, of UDP, the part
@@ -388,7 +387,7 @@ fn iperf3_runs_both_ways() {
         .output()
         .is_err()
     {
-        println!("SKIP: no iperf3 on this machine");
+        skip("no iperf3 on this machine");
         return;
     }
     let mut cases = Cases::new("iperf3");
@@ -415,7 +414,6 @@ fn iperf3_runs_both_ways() {
             check_clean(&hosts);
         });
     }
-    cases.finish();
 }
 
 #[test]
@@ -460,7 +458,6 @@ fn what_we_send_is_right_on_the_wire() {
             hosts.check_conservation();
             check_clean(&hosts);
         });
-        cases.finish();
     }
 }
 
@@ -509,7 +506,6 @@ fn a_workload_with_too_large_an_mtu_is_told_the_right_one() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -531,5 +527,4 @@ fn ipv6_datagrams_without_checksum_are_refused() {
         let errors = errors.and_then(|l| l.split_whitespace().last()).unwrap();
         assert!(errors.parse::<u64>().unwrap() > 0, "{counts}");
     });
-    cases.finish();
 }

@@ -8,11 +8,13 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::cases::Cases;
 use common::hosts::{
     Hosts, Underlay, add_packet_uplink, add_workload, ip4, ip6, mac, named, plumb_network, record,
     segment, sh, try_sh,
 };
-use common::probe::{Cases, Heard, Probe, count_tunnelled, ifindex, long};
+use common::probe::{Heard, Probe, count_tunnelled, ifindex};
+use common::skip::long;
 use common::traffic::{Pattern, tcp_transfer, udp_transfer, within};
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig};
 use weft::dataplane::verdict::DropReason;
@@ -155,7 +157,7 @@ fn traffic_passes_on_underlays_with_fewer_offloads() {
         (OffloadProfile::None, false),
         (OffloadProfile::None, true),
     ] {
-        cases.run(&format!("{profile:?}, IPv6 underlay {v6}"), || {
+        cases.run(format!("{profile:?}, IPv6 underlay {v6}"), || {
             let hosts = pair(Underlay { v6, mtu: 1500 }, |_| {});
             set_profile(&hosts, profile);
             check_traffic(&hosts, TCP_LEN);
@@ -193,7 +195,7 @@ fn fit_links(hosts: &Hosts) {
 fn super_frames_above_64_kilobytes_carry_the_same_traffic() {
     let mut cases = Cases::new("offload big");
     for (workers, v6) in [(1, false), (2, true)] {
-        cases.run(&format!("{workers} workers, IPv6 underlay {v6}"), || {
+        cases.run(format!("{workers} workers, IPv6 underlay {v6}"), || {
             let hosts = pair(Underlay { v6, mtu: 1500 }, |config| {
                 config.workers = workers;
                 config.worker.merge.max_len = 190_000;
@@ -261,7 +263,7 @@ impl Drop for EndOnDrop<'_> {
 fn a_tap_carries_the_same_traffic() {
     let mut cases = Cases::new("offload tap");
     for workers in [1, 2] {
-        cases.run(&format!("TAP uplink with {workers} queues"), || {
+        cases.run(format!("TAP uplink with {workers} queues"), || {
             let mut hosts = Hosts::new(2, Underlay::default());
             for (index, other) in [(1, 2), (2, 1)] {
                 let mut config = config(&hosts, index);
@@ -286,10 +288,10 @@ fn two_workers_share_the_flows_and_keep_each_in_order() {
     let mut cases = Cases::new("offload workers");
     for v6 in [false, true] {
         let hosts = pair(Underlay { v6, mtu: 1500 }, |config| config.workers = 2);
-        cases.run(&format!("integrity, IPv6 underlay {v6}"), || {
+        cases.run(format!("integrity, IPv6 underlay {v6}"), || {
             check_traffic(&hosts, TCP_LEN);
         });
-        cases.run(&format!("twelve flows, IPv6 underlay {v6}"), || {
+        cases.run(format!("twelve flows, IPv6 underlay {v6}"), || {
             // Which worker gets a flow is up to the kernel's hash: another dozen if all fell on one.
             let shared = (0..4).any(|_| {
                 twelve_flows(&hosts);
@@ -336,19 +338,16 @@ fn both_workers_worked(hosts: &Hosts, index: u8) -> bool {
 #[test]
 fn jumbo_and_small_underlays_carry_the_same_traffic() {
     let mut cases = Cases::new("offload mtu");
-    let sizes: &[(u32, bool)] = if long() {
+    let sizes: &[(u32, bool)] = if long("two more sizes of the underlay") {
         &[(9000, false), (9000, true), (1400, true), (65_535, false)]
     } else {
         &[(9000, false), (1400, true)]
     };
     for (mtu, v6) in sizes.iter().copied() {
-        cases.run(&format!("underlay MTU {mtu}, IPv6 {v6}"), || {
+        cases.run(format!("underlay MTU {mtu}, IPv6 {v6}"), || {
             let hosts = pair(Underlay { v6, mtu }, |_| {});
             check_traffic(&hosts, TCP_LEN);
         });
-    }
-    if !long() {
-        println!("SKIP (set WEFT_LONG=1): two more sizes");
     }
 }
 
@@ -393,7 +392,7 @@ fn a_burst_of_segmented_udp_arrives_in_the_pieces_it_was_cut_into() {
             (45, 1380, 7),
             (128, 12, 5),
         ] {
-            cases.run(&format!("{to}: {count} of {size}, the last {last}"), || {
+            cases.run(format!("{to}: {count} of {size}, the last {last}"), || {
                 let mut bytes = vec![0; (count - 1) * size + last];
                 Pattern::new(size as u64).fill(&mut bytes);
                 for _ in 0..5 {

@@ -9,8 +9,9 @@ mod common;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use common::cases::Cases;
 use common::hosts::{Hosts, Underlay, ip4, ip6, mac, record, settled_counters, sh, try_sh, vni};
-use common::probe::{Cases, Heard, Probe, count_tunnelled};
+use common::probe::{Heard, Probe, count_tunnelled};
 use weft::dataplane::verdict::DropReason;
 use weft::tables::SegmentPolicy;
 use weft::wire::arp::{self, Arp, Op};
@@ -150,7 +151,7 @@ fn known_neighbours_are_answered_here_and_not_asked_for_on_the_underlay() {
     let bed = bed(SegmentPolicy::default());
     let mut cases = Cases::new("neigh strict");
     for (name, host) in [("a running host", 2), ("a host that is down", 3)] {
-        cases.run(&format!("ARP for {name}"), || {
+        cases.run(format!("ARP for {name}"), || {
             bed.forget();
             bed.here.send(&arp_request(ip4(host)));
             let (told, to) = bed.arp_answer(ip4(host)).expect("an answer");
@@ -160,7 +161,7 @@ fn known_neighbours_are_answered_here_and_not_asked_for_on_the_underlay() {
             );
             assert_eq!(bed.leaked(ip4(host).into()), 0);
         });
-        cases.run(&format!("neighbour solicitation for {name}"), || {
+        cases.run(format!("neighbour solicitation for {name}"), || {
             bed.forget();
             bed.here.send(&solicitation(ip6(host), None));
             let (told, to) = bed.advertisement(ip6(host)).expect("an answer");
@@ -364,7 +365,7 @@ fn an_interop_network_asks_the_others_for_what_it_does_not_know() {
             ip4(1).into(),
         ),
     ] {
-        cases.run(&format!("{name} is flooded"), || {
+        cases.run(format!("{name} is flooded"), || {
             bed.forget();
             bed.here.send(&frame);
             // To the VTEPs of hosts 2 and 3; there is nobody to take the latter's.
@@ -390,7 +391,7 @@ fn questions_on_a_vlan_of_the_workloads_are_left_to_its_stations() {
     let vlan = 10;
     for (name, target) in [("an address the table has", ip4(3)), ("another", ip4(77))] {
         cases.run(
-            &format!("tagged ARP for {name} is carried, not answered"),
+            format!("tagged ARP for {name} is carried, not answered"),
             || {
                 bed.forget();
                 let mut frame = arp_request(target);

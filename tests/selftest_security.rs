@@ -8,8 +8,10 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use common::cases::Cases;
 use common::hosts::{Hosts, Underlay, ip4, ip6, mac, settled_counters, sh, try_sh, vni};
-use common::probe::{Cases, Probe, long};
+use common::probe::Probe;
+use common::skip::long;
 use common::traffic::{tcp_transfer, udp_transfer_beside_floods, within};
 use weft::dataplane::counters::CounterSnapshot;
 use weft::dataplane::verdict::DropReason;
@@ -149,9 +151,13 @@ fn an_outsider_on_the_underlay_delivers_nothing_in_any_vni() {
     hosts.wait_ping(1, ip4(2).into());
     let mut cases = Cases::new("security outsider");
     let workload = Probe::open(&hosts.host(1).workload, "eth0");
-    let vnis: u32 = if long() { 1 << 24 } else { 1 << 16 };
+    let vnis: u32 = if long("all 2^24 VNIs") {
+        1 << 24
+    } else {
+        1 << 16
+    };
     cases.run(
-        &format!("{vnis} VNIs from an address that is no VTEP"),
+        format!("{vnis} VNIs from an address that is no VTEP"),
         || {
             let before = counters(&hosts, 1);
             let mut injector = Injector::new(&hosts, 3, 1);
@@ -170,9 +176,6 @@ fn an_outsider_on_the_underlay_delivers_nothing_in_any_vni() {
             assert!(!workload.take().iter().any(|h| has_marker(&h.bytes)));
         },
     );
-    if !long() {
-        println!("SKIP (set WEFT_LONG=1): all 2^24 VNIs");
-    }
     cases.run("a VTEP without an agent costs the others nothing", || {
         // Host 3 answers each datagram with "port unreachable".
         let mut record = common::hosts::record(3, hosts.host(3).vtep);
@@ -427,7 +430,7 @@ fn spoofed_frames_of_a_workload_do_not_leave_the_node() {
     let mut cases = Cases::new("security spoofing");
     let each = 10_000;
     for (name, frame, reason) in spoofs() {
-        cases.run(&format!("{each} of {name}"), || {
+        cases.run(format!("{each} of {name}"), || {
             let before = counters(&hosts, 1);
             let read = || {
                 let now = hosts.host(1).dataplane.as_ref().unwrap().counters();
@@ -498,8 +501,12 @@ fn a_flood_of_mac_addresses_does_not_grow_the_tables() {
     hosts.start_weft(2, SegmentPolicy::default(), &[1]);
     hosts.wait_ping(1, ip4(2).into());
     let mut cases = Cases::new("security MAC flood");
-    let count: u64 = if long() { 1_000_000 } else { 100_000 };
-    cases.run(&format!("{count} source MACs of a workload"), || {
+    let count: u64 = if long("a million MAC addresses") {
+        1_000_000
+    } else {
+        100_000
+    };
+    cases.run(format!("{count} source MACs of a workload"), || {
         // As the host plumbs it: the bridge learns nothing from the workload.
         sh(&format!(
             "bridge -n {} link set dev e2 learning off",
@@ -526,7 +533,7 @@ fn a_flood_of_mac_addresses_does_not_grow_the_tables() {
         );
     });
     cases.run(
-        &format!("{count} source MACs from a tunnel that is learned from"),
+        format!("{count} source MACs from a tunnel that is learned from"),
         || {
             let host = &mut hosts.hosts[0];
             let mut writer = host.writer.take().unwrap();
@@ -556,9 +563,6 @@ fn a_flood_of_mac_addresses_does_not_grow_the_tables() {
             hosts.hosts[0].writer = Some(writer);
         },
     );
-    if !long() {
-        println!("SKIP (set WEFT_LONG=1): a million addresses");
-    }
     hosts.wait_ping(1, ip4(2).into());
     hosts.check_conservation();
 }
@@ -688,7 +692,11 @@ fn still_works(hosts: &Hosts) {
 
 #[test]
 fn random_and_mutated_frames_break_nothing() {
-    let count: u64 = if long() { 2_000_000 } else { 200_000 };
+    let count: u64 = if long("two million frames each way") {
+        2_000_000
+    } else {
+        200_000
+    };
     let seeds = seeds();
     let mut cases = Cases::new("security fuzz");
     for policy in [SegmentPolicy::default(), SegmentPolicy::interop()] {
@@ -703,7 +711,7 @@ fn random_and_mutated_frames_break_nothing() {
         };
         let mut random = Random(if policy.spoof_check { 1 } else { 2 });
         cases.run(
-            &format!("{} frames at the UDP port, {kind}", count / 2),
+            format!("{} frames at the UDP port, {kind}", count / 2),
             || {
                 let mut member = Injector::new(&hosts, 2, 1);
                 for _ in 0..count / 2 {
@@ -720,7 +728,7 @@ fn random_and_mutated_frames_break_nothing() {
                 still_works(&hosts);
             },
         );
-        cases.run(&format!("{count} frames at the uplink, {kind}"), || {
+        cases.run(format!("{count} frames at the uplink, {kind}"), || {
             let uplink = Probe::open(&hosts.host(1).net, "up0");
             let (mut refused, before) = (0, counters(&hosts, 1).bursts);
             for number in 0..count {
@@ -747,9 +755,6 @@ fn random_and_mutated_frames_break_nothing() {
             assert!(refused < count / 2 && counters(&hosts, 1).bursts > before);
             still_works(&hosts);
         });
-    }
-    if !long() {
-        println!("SKIP (set WEFT_LONG=1): two million frames each way");
     }
 }
 
@@ -820,7 +825,7 @@ fn networks_with_equal_addresses_never_see_each_others_frames() {
         [second.workload(1).to_owned(), second.workload(2).to_owned()],
     ];
     for (number, [a, _]) in rooms.iter().enumerate() {
-        cases.run(&format!("network {number} works"), || {
+        cases.run(format!("network {number} works"), || {
             let passed = (0..20).any(|_| {
                 try_sh(&format!("ip netns exec {a} ping -c 1 -W 1 {}", ip4(2)))
                     .status
@@ -896,7 +901,7 @@ fn every_frame_of_a_flood_is_accounted_for() {
     );
     // Bound and never read: the stopped receiver.
     let _stopped = within(&b, || UdpSocket::bind((ip4(2), 4000)).unwrap());
-    let floods = if long() { 10 } else { 2 };
+    let floods = if long("ten floods") { 10 } else { 2 };
     cases.run(
         "a flood at full speed to a receiver that has stopped",
         || {

@@ -12,10 +12,11 @@ mod common;
 
 use std::net::{IpAddr, SocketAddr};
 
-use common::cases::{Cases, long};
+use common::cases::Cases;
 use common::hosts::{
     Hosts, Underlay, ip4, ip6, mac, named, record, settled_counters, sh, try_sh, vni,
 };
+use common::skip::long;
 use common::wiretap::{Ear, RawVtep, contains, dissect, header, wire_like};
 use weft::dataplane::runtime::{DataplaneConfig, UplinkSource};
 use weft::dataplane::verdict::DropReason;
@@ -126,7 +127,6 @@ fn reserved_bits_end_a_frame_one_by_one_unless_tolerated() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -230,7 +230,6 @@ fn flood_cases(underlay: Underlay, port: u16) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 #[test]
@@ -377,7 +376,6 @@ fn learning_cases(underlay: Underlay) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 #[test]
@@ -496,7 +494,6 @@ fn outer_ttl_tos_and_ecn_follow_the_policy() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -554,7 +551,6 @@ fn all_sixteen_ecn_pairs_come_out_as_rfc_6040_says() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -640,7 +636,6 @@ fn tagged_frames_pass_intact_between_weft_and_the_kernel() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -756,7 +751,6 @@ fn isolation_cases(underlay: Underlay, count: u32) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 /// What a VTEP may not: use a VNI twice, reach an unknown one, reach one it is no member of.
@@ -879,6 +873,5 @@ fn each_vni_has_its_own_remotes() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }

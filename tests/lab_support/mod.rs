@@ -1,12 +1,15 @@
 //! What the tests of the lab share: labs with names of their own that go when a test ends, however it ends.
 #![allow(dead_code)] // each test program uses a part
 
-use std::io::Write;
+#[path = "../common/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub use skip::skip;
 use weft::lab::audit::{self, Scope, Snapshot};
 use weft::lab::ping::Pinger;
 use weft::lab::steps::{Interrupt, Steps};
@@ -34,11 +37,6 @@ pub fn can_make_labs() -> bool {
         skip("making network namespaces needs root");
     }
     able
-}
-
-/// Says what could not be tested here, past the capture of a passing test's output.
-pub fn skip(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIP: {}", why.replace('\n', " "));
 }
 
 /// Removes the lab at the end of a test and checks that nothing of it is left.
