@@ -143,6 +143,24 @@ fn neighbour_advertisement(src: Mac, source: Ipv6Addr, target: Ipv6Addr, told: M
         .build()
 }
 
+fn link_local() -> Ipv6Addr {
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
+}
+
+/// An ARP frame as of an IEEE 802 network, which Linux takes on Ethernet, too.
+fn hardware_type_6(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[15] = 6;
+    frame
+}
+
+/// An ARP reply from the gateway's MAC address to one station, which says that the gateway has `claimed`.
+fn arp_of_the_gateway(to: Mac, claimed: Ipv4Addr) -> Vec<u8> {
+    let mut frame = arp::request(Mac::from_ipv4(ip4(254)), claimed, ip4(9));
+    frame[..6].copy_from_slice(&to.0);
+    frame[21] = 2;
+    frame
+}
+
 #[test]
 fn an_outsider_on_the_underlay_delivers_nothing_in_any_vni() {
     let mut hosts = Hosts::new(3, Underlay::default());
@@ -275,6 +293,30 @@ fn a_member_that_lies_delivers_nothing() {
             DropReason::InnerSpoofedIp,
         ),
         (
+            "an ARP claim by hardware type 6, which Linux reads",
+            own(hardware_type_6(arp_lie(arp::request(
+                mac(2),
+                ip4(3),
+                ip4(1),
+            )))),
+            DropReason::InnerSpoofedIp,
+        ),
+        (
+            "the gateway with an ARP claim of another's address",
+            own(arp_of_the_gateway(mac(1), ip4(3))),
+            DropReason::InnerSpoofedIp,
+        ),
+        (
+            "the gateway with a neighbour advertisement of another's address",
+            own(neighbour_advertisement(
+                gateway,
+                link_local(),
+                ip6(3),
+                gateway,
+            )),
+            DropReason::InnerSpoofedIp,
+        ),
+        (
             "a neighbour advertisement of another's address",
             own(neighbour_advertisement(mac(2), ip6(2), ip6(3), mac(2))),
             DropReason::InnerSpoofedIp,
@@ -363,15 +405,15 @@ fn a_member_that_lies_delivers_nothing() {
 fn spoofs() -> Vec<(&'static str, Vec<u8>, DropReason)> {
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     let all_nodes_mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
-    let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
     let router = |kind| {
         FrameBuilder::new(mac(1), all_nodes_mac)
-            .ipv6(link_local, all_nodes)
+            .ipv6(link_local(), all_nodes)
             .ttl(255)
             .icmp(kind, 0, 0x4000_0708)
             .payload(&[0; 32])
             .build()
     };
+    let gateway = Mac::from_ipv4(ip4(254));
     let mut arp_claim = arp::request(mac(1), ip4(2), ip4(9));
     arp_claim[21] = 2;
     let mut arp_lie = arp::announcement(mac(2), ip4(2));
@@ -393,6 +435,21 @@ fn spoofs() -> Vec<(&'static str, Vec<u8>, DropReason)> {
             DropReason::SpoofedSourceIp,
         ),
         ("ARP claim", arp_claim, DropReason::SpoofedSourceIp),
+        (
+            "ARP claim of hardware type 6",
+            hardware_type_6(arp::announcement(mac(1), ip4(2))),
+            DropReason::SpoofedSourceIp,
+        ),
+        (
+            "ARP claim in the gateway's name",
+            arp_of_the_gateway(mac(2), ip4(3)),
+            DropReason::SpoofedSourceIp,
+        ),
+        (
+            "neighbour advertisement in the gateway's name",
+            neighbour_advertisement(gateway, link_local(), ip6(2), gateway),
+            DropReason::SpoofedSourceIp,
+        ),
         (
             "ARP with another MAC inside",
             arp_lie,

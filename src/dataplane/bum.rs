@@ -106,7 +106,8 @@ fn claimed_by_arp(frame: &[u8], inner: &Inner) -> Claim {
         Ok(arp) if arp.sender_mac != inner.src => Claim::Lie,
         Ok(arp) if arp.sender_ip.is_unspecified() => Claim::Nothing,
         Ok(arp) => Claim::Address(arp.sender_ip.into()),
-        Err(_) => Claim::Nothing,
+        // Not ours to read, but a station may: Linux learns from hardware type 6 (IEEE 802), too.
+        Err(_) => Claim::Lie,
     }
 }
 

@@ -126,12 +126,14 @@ fn admit_gateway(
     frame: &[u8],
     inner: &Inner,
 ) -> Result<(), DropReason> {
-    let Some(ip) = inner::src_ip(frame, inner) else {
-        return if inner.kind == Kind::Arp {
-            Ok(())
-        } else {
-            Err(DropReason::InnerSpoofedMac)
-        };
+    let ip = match (
+        bum::claimed_address(frame, inner),
+        inner::src_ip(frame, inner),
+    ) {
+        (bum::Claim::Lie, _) => return Err(DropReason::InnerSpoofedIp),
+        (bum::Claim::Address(ip), _) | (bum::Claim::Nothing, Some(ip)) => ip,
+        (bum::Claim::Nothing, None) if inner.kind == Kind::Arp => return Ok(()),
+        (bum::Claim::Nothing, None) => return Err(DropReason::InnerSpoofedMac),
     };
     let behind_vtep = |index| {
         let mac = view.neigh.find(index, ip).map(|n| n.mac);

@@ -135,13 +135,14 @@ fn admit_gateway(
     frame: &[u8],
     inner: &Inner,
 ) -> Result<(), DropReason> {
-    let Some(ip) = inner::src_ip(frame, inner) else {
-        let arp = inner.kind == Kind::Arp;
-        return if arp {
-            Ok(())
-        } else {
-            Err(DropReason::SpoofedSourceMac)
-        };
+    let ip = match (
+        bum::claimed_address(frame, inner),
+        inner::src_ip(frame, inner),
+    ) {
+        (bum::Claim::Lie, _) => return Err(DropReason::SpoofedSourceIp),
+        (bum::Claim::Address(ip), _) | (bum::Claim::Nothing, Some(ip)) => ip,
+        (bum::Claim::Nothing, None) if inner.kind == Kind::Arp => return Ok(()),
+        (bum::Claim::Nothing, None) => return Err(DropReason::SpoofedSourceMac),
     };
     let local = |index| view.neigh.find(index, ip).is_some_and(|n| n.local);
     let known =
