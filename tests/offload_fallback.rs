@@ -13,7 +13,7 @@ use common::hosts::{
     Hosts, Underlay, add_packet_uplink, add_workload, ip4, ip6, mac, named, plumb_network, record,
     segment, sh, try_sh,
 };
-use common::probe::{Heard, Probe, count_tunnelled, ifindex};
+use common::probe::{Probe, count_tunnelled, ifindex};
 use common::skip::long;
 use common::traffic::{Pattern, tcp_transfer, udp_transfer, within};
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig};
@@ -22,8 +22,6 @@ use weft::host::{GsoSizes, Netlink, UplinkKind};
 use weft::lab::offloads::OffloadProfile;
 use weft::sys::udp;
 use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
-use weft::wire::frame::FrameBuilder;
-use weft::wire::tcp;
 
 const TCP_LEN: usize = 32 << 20;
 const UDP_COUNT: u32 = 400;
@@ -407,145 +405,6 @@ fn a_burst_of_segmented_udp_arrives_in_the_pieces_it_was_cut_into() {
         }
     }
     hosts.check_conservation();
-}
-
-/// A change to the second of two segments, and to the first if it concerns both.
-type Change = fn(FrameBuilder) -> FrameBuilder;
-
-const TIMESTAMP: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
-const LATER: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 2];
-
-/// Kernel `gro.c`: pairs of segments that must arrive as they were sent.
-fn unmergeable() -> Vec<(&'static str, Change)> {
-    vec![
-        ("pure ACK", |f| f.payload(&[])),
-        ("SYN", |f| f.flags(tcp::SYN)),
-        ("SYN ACK", |f| f.flags(tcp::SYN | tcp::ACK)),
-        ("RST", |f| f.flags(tcp::RST | tcp::ACK)),
-        ("FIN", |f| f.flags(tcp::FIN | tcp::ACK)),
-        ("URG", |f| f.flags(tcp::URG | tcp::ACK)),
-        ("CWR", |f| f.flags(tcp::CWR | tcp::ACK)),
-        ("ECE", |f| f.flags(tcp::ECE | tcp::ACK)),
-        ("all flags", |f| f.flags(0xff)),
-        ("no flags", |f| f.flags(0)),
-        ("a gap in sequence numbers", |f| f.seq(4000)),
-        ("a repetition", |f| f.seq(1)),
-        ("another acknowledgement", |f| f.ack(77)),
-        ("another window", |f| f.window(7)),
-        ("options", |f| f.tcp_options(&TIMESTAMP)),
-        ("other options", |f| f.tcp_options(&[2, 4, 5, 0xb4])),
-        ("another timestamp", |f| f.tcp_options(&LATER)),
-        ("CE", |f| f.tos(3)),
-        ("ECT(0)", |f| f.tos(2)),
-        ("ECT(1)", |f| f.tos(1)),
-        ("another DSCP", |f| f.tos(0x20)),
-        ("another TTL", |f| f.ttl(9)),
-        ("IP options", |f| f.ip_options(&[1, 1, 1, 1])),
-        ("a fragment", |f| f.fragment(0, true)),
-        ("a later fragment", |f| f.fragment(1480, false)),
-        ("no checksum", |f| f.no_checksum()),
-        ("a larger segment", |f| f.payload_len(1300)),
-    ]
-}
-
-#[test]
-fn raw_segments_arrive_as_they_were_sent() {
-    let hosts = pair(Underlay::default(), |_| {});
-    hosts.wait_ping(1, ip4(2).into());
-    let sender = Probe::open(&hosts.host(1).workload, "eth0");
-    let receiver = Probe::open(&hosts.host(2).workload, "eth0");
-    let mut cases = Cases::new("offload raw");
-    let first = |port: u16| {
-        FrameBuilder::new(mac(1), mac(2))
-            .ipv4(ip4(1), ip4(2))
-            .dont_fragment()
-            .tcp(port, 9)
-            .payload_len(1000)
-    };
-    let exchange = |frames: &[Vec<u8>]| {
-        receiver.take();
-        frames.iter().for_each(|frame| sender.send(frame));
-        let mut heard: Vec<Heard> = Vec::new();
-        let own = |h: &Heard| h.bytes.get(6..12) == Some(&mac(1).0) && h.bytes[23] == 6;
-        while heard.iter().map(frames_in).sum::<usize>() < frames.len() {
-            match receiver.wait_for(|h| own(h).then(|| h.clone())) {
-                Some(one) => heard.push(one),
-                None => break,
-            }
-        }
-        heard
-    };
-    // The inner checksums of datagrams the kernel joined are not verified again, so a wrong one shows
-    // only in a datagram that came alone.
-    let one_by_one = |frames: &[Vec<u8>]| -> Vec<Heard> {
-        let one = |frame| exchange(std::slice::from_ref(frame));
-        frames.iter().flat_map(one).collect()
-    };
-    let mut port = 20_000;
-    for (name, change) in unmergeable() {
-        cases.run(name, || {
-            for _ in 0..4 {
-                port += 1;
-                let head = match name {
-                    "another timestamp" => first(port).tcp_options(&TIMESTAMP),
-                    _ => first(port),
-                };
-                let second = change(head.clone().seq(1001));
-                let frames = [head.build(), second.build()];
-                let heard = match name {
-                    "no checksum" => one_by_one(&frames),
-                    _ => exchange(&frames),
-                };
-                let bytes: Vec<_> = heard.iter().map(|h| h.bytes.clone()).collect();
-                assert!(heard.iter().all(|h| !h.vnet.is_gso()), "merged");
-                assert!(bytes == frames, "changed on the way");
-            }
-        });
-    }
-    cases.run("PSH ends a super-frame and is kept", || {
-        port += 1;
-        let frames = [
-            first(port).flags(tcp::PSH | tcp::ACK).build(),
-            first(port).seq(1001).build(),
-        ];
-        let heard = exchange(&frames);
-        assert!(heard.iter().all(|h| !h.vnet.is_gso()) && heard.len() == 2);
-        assert_eq!(heard[0].bytes, frames[0]);
-    });
-    cases.run("a wrong checksum stays wrong, and alone", || {
-        port += 1;
-        let mut bad = first(port).seq(1001).build();
-        bad[50] ^= 0x55;
-        let frames = [first(port).build(), bad];
-        let heard = one_by_one(&frames);
-        assert!(heard.iter().map(|h| &h.bytes).eq(&frames));
-    });
-    cases.run(
-        "equal segments in order may be merged: nothing is lost",
-        || {
-            let mut merged = 0;
-            for _ in 0..50 {
-                port += 1;
-                let frames: Vec<_> = (0..8)
-                    .map(|i| first(port).seq(1 + i * 1000).build())
-                    .collect();
-                let heard = exchange(&frames);
-                merged += heard.iter().filter(|h| h.vnet.is_gso()).count();
-                let payload: usize = heard.iter().map(|h| h.bytes.len() - 54).sum();
-                assert_eq!(payload, 8000);
-            }
-            println!("    {merged} super-frames");
-            assert!(merged > 0, "nothing was ever merged");
-        },
-    );
-    hosts.check_conservation();
-}
-
-fn frames_in(heard: &Heard) -> usize {
-    match heard.vnet.is_gso() {
-        true => (heard.bytes.len() - 54).div_ceil(usize::from(heard.vnet.gso_size)),
-        false => 1,
-    }
 }
 
 /// Namespaces that a test makes beside its hosts.
