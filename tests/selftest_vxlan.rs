@@ -474,6 +474,30 @@ fn outer_ttl_tos_and_ecn_follow_the_policy() {
                 }
             }
         }
+        for inner_ttl in [1, 64, 255] {
+            cases.run(format!("an inner TTL of {inner_ttl} stays inside"), || {
+                let frame = FrameBuilder::new(mac(1), mac(2)).ttl(inner_ttl);
+                let frame = frame.ipv4(ip4(1), ip4(2)).udp(4000, 5000);
+                let frame = frame.payload(b"look").build();
+                let outer = on_the_wire(&mouth, &wire, &frame, b"look");
+                outer.check(vtep, vni().value());
+            });
+        }
+        // Like the kernel's `ttl auto`: what the underlay's namespace says.
+        let ns = &hosts.host(1).ns;
+        let knob = match underlay.v6 {
+            true => "net.ipv6.conf.u1.hop_limit",
+            false => "net.ipv4.ip_default_ttl",
+        };
+        sh(&format!("ip netns exec {ns} sysctl -qw {knob}=33"));
+        for kind in kinds {
+            cases.run(format!("the underlay's TTL around {kind:?}"), || {
+                let frame = inner_frame(kind, None, 0, b"look");
+                let outer = on_the_wire(&mouth, &wire, &frame, b"look");
+                assert_eq!(outer.ttl, 33);
+            });
+        }
+        sh(&format!("ip netns exec {ns} sysctl -qw {knob}=64"));
         cases.run(
             "frames of one flow keep their source port, flows differ",
             || {
@@ -633,6 +657,76 @@ fn tagged_frames_pass_intact_between_weft_and_the_kernel() {
             assert_eq!(ears[0].hear(1, b"no tags").len(), 1);
             assert_eq!(dropped(&hosts, 1, DropReason::InnerTaggedFrame), 1);
         });
+        cases.run("every frame is accounted for", || {
+            hosts.check_conservation()
+        });
+    }
+}
+
+/// A frame that names its network, tags and sender, of a flow of its own, so that none is joined with
+/// another.
+fn tagged_frame(number: u32, from: u8, unicast: bool, words: &[u16], flow: u16) -> Vec<u8> {
+    let dst = if unicast { mac(3 - from) } else { BROADCAST };
+    let marker = format!("<tagged {number} {from} {unicast} {words:x?} {flow}>");
+    let mut frame = FrameBuilder::new(mac(from), dst)
+        .ipv4(ip4(from), ip4(3 - from))
+        .udp(1000 + flow, 5000)
+        .payload(marker.as_bytes())
+        .build();
+    let tags: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    frame.splice(12..12, tags);
+    frame
+}
+
+#[test]
+fn tagged_frames_of_two_networks_pass_at_once_and_do_not_cross() {
+    let numbers = [7101, 7102];
+    // The same tags in both networks: none, 802.1Q, 802.1ad, both, a priority tag.
+    let tags: [&[u16]; 5] = [
+        &[],
+        &[0x8100, 10],
+        &[0x88a8, 10],
+        &[0x88a8, 20, 0x8100, 10],
+        &[0x8100, 0xa000],
+    ];
+    for underlay in BOTH {
+        let mut cases = Cases::new(format!(
+            "two tagged networks, IPv6 underlay {}",
+            underlay.v6
+        ));
+        let mut hosts = Hosts::new(2, underlay);
+        let mut tenants = Vec::new();
+        for index in [1, 2] {
+            hosts.start_weft(index, strict(), &[]);
+            for number in numbers {
+                let tenant = add_tenant(&mut hosts, index, number, &[1, 2]);
+                tenants.push((index, number, tenant));
+            }
+        }
+        let of = |number: u32, from: u8| {
+            let rounds = (0..10).flat_map(|round| (0..tags.len()).map(move |tag| (round, tag)));
+            rounds.flat_map(move |(round, tag)| {
+                let flow = round * 10 + tag as u16;
+                [true, false].map(|unicast| tagged_frame(number, from, unicast, tags[tag], flow))
+            })
+        };
+        // In turns: each frame is among those of the other network and of the other direction.
+        let mut mouths: Vec<_> = tenants.iter().map(|t| (&t.2.ear, of(t.1, t.0))).collect();
+        for _ in 0..100 {
+            for (ear, frames) in &mut mouths {
+                ear.send(&frames.next().expect("a hundred each"));
+            }
+        }
+        for (index, number, tenant) in &tenants {
+            cases.run(format!("VNI {number} at host {index}"), || {
+                let mut want: Vec<_> = of(*number, 3 - index).collect();
+                let mut heard = tenant.ear.hear(want.len(), b"<tagged ");
+                want.sort();
+                heard.sort();
+                assert_eq!(heard.len(), want.len());
+                assert!(heard == want, "not what was sent in this network");
+            });
+        }
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
