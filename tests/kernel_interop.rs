@@ -545,8 +545,8 @@ fn a_workload_with_too_large_an_mtu_is_told_the_right_one() {
 
 #[test]
 fn ipv6_datagrams_without_checksum_are_refused() {
-    // RFC 8200 §8.1: discarded unless a tunnel asks for them (RFC 6935), which the kernel's VXLAN and we
-    // do not unless told to.
+    // RFC 8200 §8.1: discarded unless a tunnel asks for them (RFC 6935), which the kernel's VXLAN does
+    // only when told to, and we never do.
     let mut cases = Cases::new("no checksum over IPv6");
     let mut row = setup("as it comes", true);
     row.kernel = "udp6zerocsumtx";

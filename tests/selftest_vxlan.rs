@@ -521,6 +521,51 @@ fn outer_ttl_tos_and_ecn_follow_the_policy() {
     }
 }
 
+/// Where the outer UDP header's checksum is in an underlay frame.
+fn outer_checksum(underlay: Underlay) -> std::ops::Range<usize> {
+    let at = 14 + if underlay.v6 { 40 } else { 20 } + 6;
+    at..at + 2
+}
+
+#[test]
+fn outer_checksums_are_zero_or_right_and_over_ipv6_right() {
+    for underlay in BOTH {
+        let mut cases = Cases::new(format!("checksums, IPv6 underlay {}", underlay.v6));
+        let mut hosts = Hosts::new(2, underlay);
+        wire_like(&hosts.host(2).ns, "u2");
+        hosts.start_weft(1, strict(), &[2]);
+        let (raw, ear) = (RawVtep::on(&hosts, 2), Ear::workload(&hosts, 1));
+        // A packet as host 2 sends it, to be sent on by hand with another checksum.
+        let (sent, last_hop) = (Ear::underlay(&hosts, 2), Ear::underlay(&hosts, 1));
+        let to = SocketAddr::new(hosts.host(1).vtep, 4789);
+        let frame = frame_to(2, mac(1), b"summed");
+        raw.send(to, header(vni().value()), &frame, 0);
+        assert_eq!(ear.hear(1, b"summed").len(), 1);
+        let packet = sent.hear(1, b"summed").pop().expect("it was sent");
+        let at = outer_checksum(underlay);
+        let right = [packet[at.start], packet[at.start + 1]];
+        let wrong = [right[0], right[1] ^ 1];
+        for (name, checksum, comes) in [
+            ("right", right, true),
+            ("wrong", wrong, false),
+            ("zero", [0, 0], !underlay.v6),
+        ] {
+            cases.run(format!("a {name} checksum"), || {
+                let mut changed = packet.clone();
+                changed[at.clone()].copy_from_slice(&checksum);
+                last_hop.send(&changed);
+                // What was sent after it has come: so would it have.
+                last_hop.send(&packet);
+                let want = 1 + usize::from(comes);
+                assert_eq!(ear.hear(want, b"summed").len(), want);
+            });
+        }
+        cases.run("every frame is accounted for", || {
+            hosts.check_conservation()
+        });
+    }
+}
+
 /// RFC 6040 figure 4: the inner field that comes out for (inner, outer); none is a drop.
 fn ecn_out(inner: u8, outer: u8) -> Option<u8> {
     match (inner, outer) {
