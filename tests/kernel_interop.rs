@@ -411,8 +411,8 @@ fn iperf3_runs_both_ways() {
     let mut cases = Cases::new("iperf3");
     let long = long("iperf3 over IPv6, a second each");
     let (outer, tcp, udp): (&[bool], _, _) = match long {
-        true => (&[false, true], "-t 1", "-u -b 100M -l 1200 -t 1"),
-        false => (&[false], "-n 16M", "-u -b 50M -l 1200 -n 1M"),
+        true => (&[false, true], "-t 1", "-u -b 20M -l 1200 -t 1"),
+        false => (&[false], "-n 16M", "-u -b 20M -l 1200 -n 500K"),
     };
     for v6 in outer {
         let hosts = build(&setup("as it comes", *v6));
@@ -435,11 +435,11 @@ fn iperf3_runs_both_ways() {
                         "{} of {} lost, {full} at iperf3's socket",
                         run.lost, run.datagrams
                     );
-                    assert!(run.datagrams > 800 && run.bits_per_second > 10e6);
+                    assert!(run.datagrams > 400 && run.bits_per_second > 10e6);
                     // Nothing may be lost on the way. An iperf3 that a busy machine lets wait
-                    // loses what its socket does not hold, but not much at this pace.
+                    // loses what its socket does not hold, which is 40 ms at this pace.
                     assert!(run.lost <= full, "{} lost, {full} came too late", run.lost);
-                    assert!(run.lost * 20 <= run.datagrams, "{} lost", run.lost);
+                    assert!(run.lost * 4 <= run.datagrams, "{} lost", run.lost);
                 });
             }
         }
