@@ -1,11 +1,15 @@
 //! The bench itself, end to end: it measures what is there, notices what is broken, and leaves
 //! nothing behind. Needs root and iproute2; says SKIP otherwise.
 
+#[path = "common/skip.rs"]
+mod skip;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use skip::skip;
 
 fn weft(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
@@ -22,7 +26,7 @@ fn can_run() -> bool {
         .iter()
         .all(|tool| Command::new(tool).arg("-V").output().is_ok());
     if !(root && tools) {
-        println!("SKIP: the bench needs root, ip and ethtool");
+        skip("the bench needs root, ip and ethtool");
     }
     root && tools
 }

@@ -2,6 +2,8 @@
 //! pretended plumbing.
 
 mod agent_support;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::process::{Command, Output, Stdio};
 
@@ -490,7 +492,7 @@ fn the_agent_refuses_a_bad_start_clearly() {
         let port = held.local_addr().unwrap().port().to_string();
         agent(&["--vtep", "127.0.0.1", "--vxlan-port", &port]).fails(1, "port_in_use");
     } else {
-        println!("SKIP: the rest of the refusals needs root");
+        skip::skip("the rest of the refusals needs root");
         agent(&["--vtep", "127.0.0.1"]).fails(6, "capability_missing");
     }
 }

@@ -1,5 +1,5 @@
 //! Documents against the code and against each other: links, the index of decisions, drop reasons,
-//! dependencies, the code map and the glossary.
+//! dependencies, the code map, the glossary and the tests that prove a rule.
 //!
 //! Like `tests/tidy.rs` it reads text; only the check of the command line's words starts the program.
 
@@ -11,6 +11,8 @@ mod coverage;
 mod glossary;
 #[path = "docs/links.rs"]
 mod links;
+#[path = "docs/proofs.rs"]
+mod proofs;
 #[path = "tidy/repository.rs"]
 mod repository;
 #[path = "tidy/source.rs"]
@@ -92,6 +94,12 @@ fn every_drop_reason_is_tested() {
         "drop reasons",
         &coverage::untested(&drop_reasons(), &sources()),
     );
+}
+
+#[test]
+fn every_rule_of_the_wire_is_tested() {
+    let found = proofs::check(&text("docs/wire-formats.md"), &files(".rs"));
+    report("docs/wire-formats.md", &found);
 }
 
 #[test]

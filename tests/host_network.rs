@@ -2,7 +2,7 @@
 
 mod host_support;
 
-use host_support::{Place, assert_same, link, links, run_in, snapshot, try_in};
+use host_support::{Place, assert_same, link, links, run_in, skip, snapshot, try_in};
 use weft::host::{
     BridgePortFlags, GsoSizes, HostError, NetworkSpec, UplinkKind, ensure_network, faults,
     finish_tap, remove_network,
@@ -318,7 +318,7 @@ fn sysctl(netns: &std::path::Path, knob: &str) -> Option<String> {
 fn add_tap(netns: &std::path::Path) -> bool {
     let (ok, text) = try_in(netns, &["ip", "tuntap", "add", "tap0", "mode", "tap"]);
     if !ok {
-        eprintln!("SKIP: cannot make a TAP here: {text}");
+        skip(&format!("cannot make a TAP here: {text}"));
     }
     ok
 }

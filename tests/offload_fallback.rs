@@ -8,11 +8,13 @@ use std::net::{IpAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::cases::Cases;
 use common::hosts::{
     Hosts, Underlay, add_packet_uplink, add_workload, ip4, ip6, mac, named, plumb_network, record,
     segment, sh, try_sh,
 };
-use common::probe::{Cases, Heard, Probe, count_tunnelled, ifindex, long};
+use common::probe::{Probe, count_tunnelled, ifindex};
+use common::skip::long;
 use common::traffic::{Pattern, tcp_transfer, udp_transfer, within};
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig};
 use weft::dataplane::verdict::DropReason;
@@ -20,8 +22,6 @@ use weft::host::{GsoSizes, Netlink, UplinkKind};
 use weft::lab::offloads::OffloadProfile;
 use weft::sys::udp;
 use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
-use weft::wire::frame::FrameBuilder;
-use weft::wire::tcp;
 
 const TCP_LEN: usize = 32 << 20;
 const UDP_COUNT: u32 = 400;
@@ -155,7 +155,7 @@ fn traffic_passes_on_underlays_with_fewer_offloads() {
         (OffloadProfile::None, false),
         (OffloadProfile::None, true),
     ] {
-        cases.run(&format!("{profile:?}, IPv6 underlay {v6}"), || {
+        cases.run(format!("{profile:?}, IPv6 underlay {v6}"), || {
             let hosts = pair(Underlay { v6, mtu: 1500 }, |_| {});
             set_profile(&hosts, profile);
             check_traffic(&hosts, TCP_LEN);
@@ -193,7 +193,7 @@ fn fit_links(hosts: &Hosts) {
 fn super_frames_above_64_kilobytes_carry_the_same_traffic() {
     let mut cases = Cases::new("offload big");
     for (workers, v6) in [(1, false), (2, true)] {
-        cases.run(&format!("{workers} workers, IPv6 underlay {v6}"), || {
+        cases.run(format!("{workers} workers, IPv6 underlay {v6}"), || {
             let hosts = pair(Underlay { v6, mtu: 1500 }, |config| {
                 config.workers = workers;
                 config.worker.merge.max_len = 190_000;
@@ -261,7 +261,7 @@ impl Drop for EndOnDrop<'_> {
 fn a_tap_carries_the_same_traffic() {
     let mut cases = Cases::new("offload tap");
     for workers in [1, 2] {
-        cases.run(&format!("TAP uplink with {workers} queues"), || {
+        cases.run(format!("TAP uplink with {workers} queues"), || {
             let mut hosts = Hosts::new(2, Underlay::default());
             for (index, other) in [(1, 2), (2, 1)] {
                 let mut config = config(&hosts, index);
@@ -286,10 +286,10 @@ fn two_workers_share_the_flows_and_keep_each_in_order() {
     let mut cases = Cases::new("offload workers");
     for v6 in [false, true] {
         let hosts = pair(Underlay { v6, mtu: 1500 }, |config| config.workers = 2);
-        cases.run(&format!("integrity, IPv6 underlay {v6}"), || {
+        cases.run(format!("integrity, IPv6 underlay {v6}"), || {
             check_traffic(&hosts, TCP_LEN);
         });
-        cases.run(&format!("twelve flows, IPv6 underlay {v6}"), || {
+        cases.run(format!("twelve flows, IPv6 underlay {v6}"), || {
             // Which worker gets a flow is up to the kernel's hash: another dozen if all fell on one.
             let shared = (0..4).any(|_| {
                 twelve_flows(&hosts);
@@ -336,19 +336,16 @@ fn both_workers_worked(hosts: &Hosts, index: u8) -> bool {
 #[test]
 fn jumbo_and_small_underlays_carry_the_same_traffic() {
     let mut cases = Cases::new("offload mtu");
-    let sizes: &[(u32, bool)] = if long() {
+    let sizes: &[(u32, bool)] = if long("two more sizes of the underlay") {
         &[(9000, false), (9000, true), (1400, true), (65_535, false)]
     } else {
         &[(9000, false), (1400, true)]
     };
     for (mtu, v6) in sizes.iter().copied() {
-        cases.run(&format!("underlay MTU {mtu}, IPv6 {v6}"), || {
+        cases.run(format!("underlay MTU {mtu}, IPv6 {v6}"), || {
             let hosts = pair(Underlay { v6, mtu }, |_| {});
             check_traffic(&hosts, TCP_LEN);
         });
-    }
-    if !long() {
-        println!("SKIP (set WEFT_LONG=1): two more sizes");
     }
 }
 
@@ -393,7 +390,7 @@ fn a_burst_of_segmented_udp_arrives_in_the_pieces_it_was_cut_into() {
             (45, 1380, 7),
             (128, 12, 5),
         ] {
-            cases.run(&format!("{to}: {count} of {size}, the last {last}"), || {
+            cases.run(format!("{to}: {count} of {size}, the last {last}"), || {
                 let mut bytes = vec![0; (count - 1) * size + last];
                 Pattern::new(size as u64).fill(&mut bytes);
                 for _ in 0..5 {
@@ -408,145 +405,6 @@ fn a_burst_of_segmented_udp_arrives_in_the_pieces_it_was_cut_into() {
         }
     }
     hosts.check_conservation();
-}
-
-/// A change to the second of two segments, and to the first if it concerns both.
-type Change = fn(FrameBuilder) -> FrameBuilder;
-
-const TIMESTAMP: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
-const LATER: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 2];
-
-/// Kernel `gro.c`: pairs of segments that must arrive as they were sent.
-fn unmergeable() -> Vec<(&'static str, Change)> {
-    vec![
-        ("pure ACK", |f| f.payload(&[])),
-        ("SYN", |f| f.flags(tcp::SYN)),
-        ("SYN ACK", |f| f.flags(tcp::SYN | tcp::ACK)),
-        ("RST", |f| f.flags(tcp::RST | tcp::ACK)),
-        ("FIN", |f| f.flags(tcp::FIN | tcp::ACK)),
-        ("URG", |f| f.flags(tcp::URG | tcp::ACK)),
-        ("CWR", |f| f.flags(tcp::CWR | tcp::ACK)),
-        ("ECE", |f| f.flags(tcp::ECE | tcp::ACK)),
-        ("all flags", |f| f.flags(0xff)),
-        ("no flags", |f| f.flags(0)),
-        ("a gap in sequence numbers", |f| f.seq(4000)),
-        ("a repetition", |f| f.seq(1)),
-        ("another acknowledgement", |f| f.ack(77)),
-        ("another window", |f| f.window(7)),
-        ("options", |f| f.tcp_options(&TIMESTAMP)),
-        ("other options", |f| f.tcp_options(&[2, 4, 5, 0xb4])),
-        ("another timestamp", |f| f.tcp_options(&LATER)),
-        ("CE", |f| f.tos(3)),
-        ("ECT(0)", |f| f.tos(2)),
-        ("ECT(1)", |f| f.tos(1)),
-        ("another DSCP", |f| f.tos(0x20)),
-        ("another TTL", |f| f.ttl(9)),
-        ("IP options", |f| f.ip_options(&[1, 1, 1, 1])),
-        ("a fragment", |f| f.fragment(0, true)),
-        ("a later fragment", |f| f.fragment(1480, false)),
-        ("no checksum", |f| f.no_checksum()),
-        ("a larger segment", |f| f.payload_len(1300)),
-    ]
-}
-
-#[test]
-fn raw_segments_arrive_as_they_were_sent() {
-    let hosts = pair(Underlay::default(), |_| {});
-    hosts.wait_ping(1, ip4(2).into());
-    let sender = Probe::open(&hosts.host(1).workload, "eth0");
-    let receiver = Probe::open(&hosts.host(2).workload, "eth0");
-    let mut cases = Cases::new("offload raw");
-    let first = |port: u16| {
-        FrameBuilder::new(mac(1), mac(2))
-            .ipv4(ip4(1), ip4(2))
-            .dont_fragment()
-            .tcp(port, 9)
-            .payload_len(1000)
-    };
-    let exchange = |frames: &[Vec<u8>]| {
-        receiver.take();
-        frames.iter().for_each(|frame| sender.send(frame));
-        let mut heard: Vec<Heard> = Vec::new();
-        let own = |h: &Heard| h.bytes.get(6..12) == Some(&mac(1).0) && h.bytes[23] == 6;
-        while heard.iter().map(frames_in).sum::<usize>() < frames.len() {
-            match receiver.wait_for(|h| own(h).then(|| h.clone())) {
-                Some(one) => heard.push(one),
-                None => break,
-            }
-        }
-        heard
-    };
-    // The inner checksums of datagrams the kernel joined are not verified again, so a wrong one shows
-    // only in a datagram that came alone.
-    let one_by_one = |frames: &[Vec<u8>]| -> Vec<Heard> {
-        let one = |frame| exchange(std::slice::from_ref(frame));
-        frames.iter().flat_map(one).collect()
-    };
-    let mut port = 20_000;
-    for (name, change) in unmergeable() {
-        cases.run(name, || {
-            for _ in 0..4 {
-                port += 1;
-                let head = match name {
-                    "another timestamp" => first(port).tcp_options(&TIMESTAMP),
-                    _ => first(port),
-                };
-                let second = change(head.clone().seq(1001));
-                let frames = [head.build(), second.build()];
-                let heard = match name {
-                    "no checksum" => one_by_one(&frames),
-                    _ => exchange(&frames),
-                };
-                let bytes: Vec<_> = heard.iter().map(|h| h.bytes.clone()).collect();
-                assert!(heard.iter().all(|h| !h.vnet.is_gso()), "merged");
-                assert!(bytes == frames, "changed on the way");
-            }
-        });
-    }
-    cases.run("PSH ends a super-frame and is kept", || {
-        port += 1;
-        let frames = [
-            first(port).flags(tcp::PSH | tcp::ACK).build(),
-            first(port).seq(1001).build(),
-        ];
-        let heard = exchange(&frames);
-        assert!(heard.iter().all(|h| !h.vnet.is_gso()) && heard.len() == 2);
-        assert_eq!(heard[0].bytes, frames[0]);
-    });
-    cases.run("a wrong checksum stays wrong, and alone", || {
-        port += 1;
-        let mut bad = first(port).seq(1001).build();
-        bad[50] ^= 0x55;
-        let frames = [first(port).build(), bad];
-        let heard = one_by_one(&frames);
-        assert!(heard.iter().map(|h| &h.bytes).eq(&frames));
-    });
-    cases.run(
-        "equal segments in order may be merged: nothing is lost",
-        || {
-            let mut merged = 0;
-            for _ in 0..50 {
-                port += 1;
-                let frames: Vec<_> = (0..8)
-                    .map(|i| first(port).seq(1 + i * 1000).build())
-                    .collect();
-                let heard = exchange(&frames);
-                merged += heard.iter().filter(|h| h.vnet.is_gso()).count();
-                let payload: usize = heard.iter().map(|h| h.bytes.len() - 54).sum();
-                assert_eq!(payload, 8000);
-            }
-            println!("    {merged} super-frames");
-            assert!(merged > 0, "nothing was ever merged");
-        },
-    );
-    hosts.check_conservation();
-}
-
-fn frames_in(heard: &Heard) -> usize {
-    match heard.vnet.is_gso() {
-        true => (heard.bytes.len() - 54).div_ceil(usize::from(heard.vnet.gso_size)),
-        false => 1,
-    }
 }
 
 /// Namespaces that a test makes beside its hosts.

@@ -16,6 +16,8 @@
 mod frames;
 #[path = "offload/harness.rs"]
 mod harness;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -49,7 +51,7 @@ impl Link {
         let netns = match Netns::create_unnamed() {
             Ok(netns) => netns,
             Err(error) => {
-                println!("SKIP: {error}");
+                skip::skip(&error.to_string());
                 return None;
             }
         };

@@ -9,8 +9,9 @@ mod common;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use common::cases::Cases;
 use common::hosts::{Hosts, Underlay, ip4, ip6, mac, record, settled_counters, sh, try_sh, vni};
-use common::probe::{Cases, Heard, Probe, count_tunnelled};
+use common::probe::{Heard, Probe, count_tunnelled};
 use weft::dataplane::verdict::DropReason;
 use weft::tables::SegmentPolicy;
 use weft::wire::arp::{self, Arp, Op};
@@ -28,8 +29,8 @@ struct Bed {
     there: Probe,
 }
 
-fn bed(policy: SegmentPolicy) -> Bed {
-    let mut hosts = Hosts::new(2, Underlay::default());
+fn bed(underlay: Underlay, policy: SegmentPolicy) -> Bed {
+    let mut hosts = Hosts::new(2, underlay);
     hosts.start_weft(1, policy, &[2, 3]);
     hosts.start_weft(2, SegmentPolicy::default(), &[1]);
     hosts.wait_ping(1, ip4(2).into());
@@ -145,12 +146,30 @@ fn unicast(mut frame: Vec<u8>, to: Mac) -> Vec<u8> {
     frame
 }
 
+const OVER_IPV4: Underlay = Underlay {
+    v6: false,
+    mtu: 1500,
+};
+const OVER_IPV6: Underlay = Underlay {
+    v6: true,
+    mtu: 1500,
+};
+
 #[test]
-fn known_neighbours_are_answered_here_and_not_asked_for_on_the_underlay() {
-    let bed = bed(SegmentPolicy::default());
-    let mut cases = Cases::new("neigh strict");
+fn known_neighbours_are_answered_here_and_not_asked_for_over_ipv4() {
+    strict_cases(OVER_IPV4);
+}
+
+#[test]
+fn known_neighbours_are_answered_here_and_not_asked_for_over_ipv6() {
+    strict_cases(OVER_IPV6);
+}
+
+fn strict_cases(underlay: Underlay) {
+    let bed = bed(underlay, SegmentPolicy::default());
+    let mut cases = Cases::new(format!("neigh strict, IPv6 underlay {}", underlay.v6));
     for (name, host) in [("a running host", 2), ("a host that is down", 3)] {
-        cases.run(&format!("ARP for {name}"), || {
+        cases.run(format!("ARP for {name}"), || {
             bed.forget();
             bed.here.send(&arp_request(ip4(host)));
             let (told, to) = bed.arp_answer(ip4(host)).expect("an answer");
@@ -160,7 +179,7 @@ fn known_neighbours_are_answered_here_and_not_asked_for_on_the_underlay() {
             );
             assert_eq!(bed.leaked(ip4(host).into()), 0);
         });
-        cases.run(&format!("neighbour solicitation for {name}"), || {
+        cases.run(format!("neighbour solicitation for {name}"), || {
             bed.forget();
             bed.here.send(&solicitation(ip6(host), None));
             let (told, to) = bed.advertisement(ip6(host)).expect("an answer");
@@ -308,7 +327,7 @@ fn dad_fails(ns: &str, address: Ipv6Addr) -> bool {
 
 #[test]
 fn answers_follow_the_table() {
-    let mut bed = bed(SegmentPolicy::default());
+    let mut bed = bed(OVER_IPV4, SegmentPolicy::default());
     let mut cases = Cases::new("neigh table");
     let ask = |bed: &Bed| {
         bed.forget();
@@ -339,8 +358,13 @@ fn answers_follow_the_table() {
 
 #[test]
 fn an_interop_network_asks_the_others_for_what_it_does_not_know() {
-    let bed = bed(SegmentPolicy::interop());
-    let mut cases = Cases::new("neigh interop");
+    interop_cases(OVER_IPV4);
+    interop_cases(OVER_IPV6);
+}
+
+fn interop_cases(underlay: Underlay) {
+    let bed = bed(underlay, SegmentPolicy::interop());
+    let mut cases = Cases::new(format!("neigh interop, IPv6 underlay {}", underlay.v6));
     cases.run("known addresses are answered here", || {
         bed.forget();
         bed.here.send(&arp_request(ip4(3)));
@@ -364,7 +388,7 @@ fn an_interop_network_asks_the_others_for_what_it_does_not_know() {
             ip4(1).into(),
         ),
     ] {
-        cases.run(&format!("{name} is flooded"), || {
+        cases.run(format!("{name} is flooded"), || {
             bed.forget();
             bed.here.send(&frame);
             // To the VTEPs of hosts 2 and 3; there is nobody to take the latter's.
@@ -385,12 +409,12 @@ fn an_interop_network_asks_the_others_for_what_it_does_not_know() {
 
 #[test]
 fn questions_on_a_vlan_of_the_workloads_are_left_to_its_stations() {
-    let bed = bed(SegmentPolicy::default());
+    let bed = bed(OVER_IPV4, SegmentPolicy::default());
     let mut cases = Cases::new("neigh vlan");
     let vlan = 10;
     for (name, target) in [("an address the table has", ip4(3)), ("another", ip4(77))] {
         cases.run(
-            &format!("tagged ARP for {name} is carried, not answered"),
+            format!("tagged ARP for {name} is carried, not answered"),
             || {
                 bed.forget();
                 let mut frame = arp_request(target);

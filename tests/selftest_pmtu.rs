@@ -13,8 +13,9 @@ use std::io::IoSlice;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use common::cases::Cases;
 use common::hosts::{Hosts, Underlay, ip4, ip6, sh, try_sh};
-use common::probe::{Cases, Probe};
+use common::probe::Probe;
 use common::traffic::{Trickle, within};
 use weft::sys::udp::{Destination, PathMtuDiscovery, UdpOptions, UdpSocket};
 use weft::tables::SegmentPolicy;
@@ -286,7 +287,7 @@ fn table(suite: &'static str, v6: bool, routed: bool, places: &[Where]) {
     for place in places {
         for to in [IpAddr::from(ip4(2)), ip6(2).into()] {
             let inner = if to.is_ipv4() { "IPv4" } else { "IPv6" };
-            cases.run(&format!("{inner} in {outer}, {place:?} to 1400"), || {
+            cases.run(format!("{inner} in {outer}, {place:?} to 1400"), || {
                 shrink(&bed, to, *place, 1400);
                 let count = bed.check_wire();
                 assert!(count > 0, "nothing was heard on the wire");

@@ -12,10 +12,11 @@ mod common;
 
 use std::net::{IpAddr, SocketAddr};
 
-use common::cases::{Cases, long};
+use common::cases::Cases;
 use common::hosts::{
     Hosts, Underlay, ip4, ip6, mac, named, record, settled_counters, sh, try_sh, vni,
 };
+use common::skip::long;
 use common::wiretap::{Ear, RawVtep, contains, dissect, header, wire_like};
 use weft::dataplane::runtime::{DataplaneConfig, UplinkSource};
 use weft::dataplane::verdict::DropReason;
@@ -126,7 +127,6 @@ fn reserved_bits_end_a_frame_one_by_one_unless_tolerated() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -230,7 +230,6 @@ fn flood_cases(underlay: Underlay, port: u16) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 #[test]
@@ -377,7 +376,6 @@ fn learning_cases(underlay: Underlay) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 #[test]
@@ -476,6 +474,30 @@ fn outer_ttl_tos_and_ecn_follow_the_policy() {
                 }
             }
         }
+        for inner_ttl in [1, 64, 255] {
+            cases.run(format!("an inner TTL of {inner_ttl} stays inside"), || {
+                let frame = FrameBuilder::new(mac(1), mac(2)).ttl(inner_ttl);
+                let frame = frame.ipv4(ip4(1), ip4(2)).udp(4000, 5000);
+                let frame = frame.payload(b"look").build();
+                let outer = on_the_wire(&mouth, &wire, &frame, b"look");
+                outer.check(vtep, vni().value());
+            });
+        }
+        // Like the kernel's `ttl auto`: what the underlay's namespace says.
+        let ns = &hosts.host(1).ns;
+        let knob = match underlay.v6 {
+            true => "net.ipv6.conf.u1.hop_limit",
+            false => "net.ipv4.ip_default_ttl",
+        };
+        sh(&format!("ip netns exec {ns} sysctl -qw {knob}=33"));
+        for kind in kinds {
+            cases.run(format!("the underlay's TTL around {kind:?}"), || {
+                let frame = inner_frame(kind, None, 0, b"look");
+                let outer = on_the_wire(&mouth, &wire, &frame, b"look");
+                assert_eq!(outer.ttl, 33);
+            });
+        }
+        sh(&format!("ip netns exec {ns} sysctl -qw {knob}=64"));
         cases.run(
             "frames of one flow keep their source port, flows differ",
             || {
@@ -496,7 +518,51 @@ fn outer_ttl_tos_and_ecn_follow_the_policy() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
+    }
+}
+
+/// Where the outer UDP header's checksum is in an underlay frame.
+fn outer_checksum(underlay: Underlay) -> std::ops::Range<usize> {
+    let at = 14 + if underlay.v6 { 40 } else { 20 } + 6;
+    at..at + 2
+}
+
+#[test]
+fn outer_checksums_are_zero_or_right_and_over_ipv6_right() {
+    for underlay in BOTH {
+        let mut cases = Cases::new(format!("checksums, IPv6 underlay {}", underlay.v6));
+        let mut hosts = Hosts::new(2, underlay);
+        wire_like(&hosts.host(2).ns, "u2");
+        hosts.start_weft(1, strict(), &[2]);
+        let (raw, ear) = (RawVtep::on(&hosts, 2), Ear::workload(&hosts, 1));
+        // A packet as host 2 sends it, to be sent on by hand with another checksum.
+        let (sent, last_hop) = (Ear::underlay(&hosts, 2), Ear::underlay(&hosts, 1));
+        let to = SocketAddr::new(hosts.host(1).vtep, 4789);
+        let frame = frame_to(2, mac(1), b"summed");
+        raw.send(to, header(vni().value()), &frame, 0);
+        assert_eq!(ear.hear(1, b"summed").len(), 1);
+        let packet = sent.hear(1, b"summed").pop().expect("it was sent");
+        let at = outer_checksum(underlay);
+        let right = [packet[at.start], packet[at.start + 1]];
+        let wrong = [right[0], right[1] ^ 1];
+        for (name, checksum, comes) in [
+            ("right", right, true),
+            ("wrong", wrong, false),
+            ("zero", [0, 0], !underlay.v6),
+        ] {
+            cases.run(format!("a {name} checksum"), || {
+                let mut changed = packet.clone();
+                changed[at.clone()].copy_from_slice(&checksum);
+                last_hop.send(&changed);
+                // What was sent after it has come: so would it have.
+                last_hop.send(&packet);
+                let want = 1 + usize::from(comes);
+                assert_eq!(ear.hear(want, b"summed").len(), want);
+            });
+        }
+        cases.run("every frame is accounted for", || {
+            hosts.check_conservation()
+        });
     }
 }
 
@@ -554,7 +620,6 @@ fn all_sixteen_ecn_pairs_come_out_as_rfc_6040_says() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }
 
@@ -640,7 +705,76 @@ fn tagged_frames_pass_intact_between_weft_and_the_kernel() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
+    }
+}
+
+/// A frame that names its network, tags and sender, of a flow of its own, so that none is joined with
+/// another.
+fn tagged_frame(number: u32, from: u8, unicast: bool, words: &[u16], flow: u16) -> Vec<u8> {
+    let dst = if unicast { mac(3 - from) } else { BROADCAST };
+    let marker = format!("<tagged {number} {from} {unicast} {words:x?} {flow}>");
+    let mut frame = FrameBuilder::new(mac(from), dst)
+        .ipv4(ip4(from), ip4(3 - from))
+        .udp(1000 + flow, 5000)
+        .payload(marker.as_bytes())
+        .build();
+    let tags: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+    frame.splice(12..12, tags);
+    frame
+}
+
+#[test]
+fn tagged_frames_of_two_networks_pass_at_once_and_do_not_cross() {
+    let numbers = [7101, 7102];
+    // The same tags in both networks: none, 802.1Q, 802.1ad, both, a priority tag.
+    let tags: [&[u16]; 5] = [
+        &[],
+        &[0x8100, 10],
+        &[0x88a8, 10],
+        &[0x88a8, 20, 0x8100, 10],
+        &[0x8100, 0xa000],
+    ];
+    for underlay in BOTH {
+        let mut cases = Cases::new(format!(
+            "two tagged networks, IPv6 underlay {}",
+            underlay.v6
+        ));
+        let mut hosts = Hosts::new(2, underlay);
+        let mut tenants = Vec::new();
+        for index in [1, 2] {
+            hosts.start_weft(index, strict(), &[]);
+            for number in numbers {
+                let tenant = add_tenant(&mut hosts, index, number, &[1, 2]);
+                tenants.push((index, number, tenant));
+            }
+        }
+        let of = |number: u32, from: u8| {
+            let rounds = (0..10).flat_map(|round| (0..tags.len()).map(move |tag| (round, tag)));
+            rounds.flat_map(move |(round, tag)| {
+                let flow = round * 10 + tag as u16;
+                [true, false].map(|unicast| tagged_frame(number, from, unicast, tags[tag], flow))
+            })
+        };
+        // In turns: each frame is among those of the other network and of the other direction.
+        let mut mouths: Vec<_> = tenants.iter().map(|t| (&t.2.ear, of(t.1, t.0))).collect();
+        for _ in 0..100 {
+            for (ear, frames) in &mut mouths {
+                ear.send(&frames.next().expect("a hundred each"));
+            }
+        }
+        for (index, number, tenant) in &tenants {
+            cases.run(format!("VNI {number} at host {index}"), || {
+                let mut want: Vec<_> = of(*number, 3 - index).collect();
+                let mut heard = tenant.ear.hear(want.len(), b"<tagged ");
+                want.sort();
+                heard.sort();
+                assert_eq!(heard.len(), want.len());
+                assert!(heard == want, "not what was sent in this network");
+            });
+        }
+        cases.run("every frame is accounted for", || {
+            hosts.check_conservation()
+        });
     }
 }
 
@@ -756,7 +890,6 @@ fn isolation_cases(underlay: Underlay, count: u32) {
     cases.run("every frame is accounted for", || {
         hosts.check_conservation()
     });
-    cases.finish();
 }
 
 /// What a VTEP may not: use a VNI twice, reach an unknown one, reach one it is no member of.
@@ -879,6 +1012,5 @@ fn each_vni_has_its_own_remotes() {
         cases.run("every frame is accounted for", || {
             hosts.check_conservation()
         });
-        cases.finish();
     }
 }

@@ -1,5 +1,7 @@
 //! Network namespaces of this machine's kernel, with and without privilege.
 
+#[path = "common/skip.rs"]
+mod skip;
 mod sys_support;
 
 use std::fs;
@@ -8,6 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use skip::skip;
 use sys_support::Lab;
 use weft::sys::caps::{Capabilities, Capability};
 use weft::sys::ethtool::Ethtool;
@@ -259,7 +262,7 @@ fn everything_works_without_privilege_in_a_user_namespace() {
         assert_eq!(error.errno(), Some(libc::EPERM), "{error}");
         assert!(error.to_string().contains("TAP weft-nope"), "{error}");
     } else {
-        println!("SKIP: no /dev/net/tun, TAP part");
+        skip("no /dev/net/tun, TAP part");
     }
     create_use_delete();
     let lab = Lab::new(false);
@@ -290,7 +293,7 @@ fn start_again_unprivileged(test: &str) {
         .status()
         .is_ok_and(|status| status.success())
     {
-        println!("SKIP: this machine allows no user namespaces");
+        skip("this machine allows no user namespaces");
         return;
     }
     let own = std::env::current_exe().unwrap();
@@ -306,4 +309,6 @@ fn start_again_unprivileged(test: &str) {
         output.status.success() && text.contains("1 passed"),
         "{text}"
     );
+    let skipped = text.lines().filter_map(|line| line.strip_prefix("SKIP: "));
+    skipped.for_each(skip);
 }

@@ -1,10 +1,13 @@
 //! TAP devices of this machine's kernel, watched by a packet socket on the same device.
 
+#[path = "common/skip.rs"]
+mod skip;
 mod sys_support;
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, IoSlice};
 
+use skip::skip;
 use sys_support::{Lab, ethernet, eventually, recv_frame, send_frame, udp_frame};
 use weft::sys::link;
 use weft::sys::packet::{PacketMeta, PacketOptions, VNET_HEADER_LEN};
@@ -17,7 +20,7 @@ const BUF: usize = 128 * 1024;
 fn no_tap() -> bool {
     let absent = !std::path::Path::new("/dev/net/tun").exists();
     if absent {
-        println!("SKIP: no /dev/net/tun");
+        skip("no /dev/net/tun");
     }
     absent
 }
@@ -71,7 +74,7 @@ fn the_richest_offloads_are_granted_and_super_frames_pass() {
     let offload = taps[0].offload();
     assert!(offload.checksum() && offload.tcp_segmentation() && offload.tcp_ecn_segmentation());
     if !offload.udp_segmentation() {
-        println!("SKIP: no UDP segmentation on TAPs, kernel before 6.2");
+        skip("no UDP segmentation on TAPs, kernel before 6.2");
     }
     let stack = lab.packet(
         "tap0",

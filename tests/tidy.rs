@@ -74,6 +74,12 @@ fn no_test_is_ignored_and_no_code_is_left_open() {
 }
 
 #[test]
+fn skipped_tests_are_heard_of() {
+    let found: Vec<_> = sources().iter().flat_map(rules::silent_skips).collect();
+    report("skips that the test runner swallows", &found);
+}
+
+#[test]
 fn files_have_a_readable_length() {
     report("long files", &rules::length(&sources()));
 }

@@ -1,10 +1,10 @@
 //! Tables of cases: each is named in the output, a failed one does not hide the others, and the
-//! count is printed even when the test passes.
+//! count is printed past the test runner's capture even when the test passes.
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The cases of one test.
+/// The cases of one test. At the end of its life it prints the count, and fails the test if a case did.
 pub struct Cases {
     suite: String,
     passed: usize,
@@ -34,25 +34,19 @@ impl Cases {
             }
         }
     }
-
-    /// Prints the count past the test runner's capture, and fails if a case did.
-    pub fn finish(self) {
-        let Cases {
-            suite,
-            passed,
-            failed,
-        } = self;
-        // Nothing is lost if nobody reads it.
-        let _ = writeln!(std::io::stderr(), "{suite}: {passed} cases passed");
-        assert!(failed.is_empty(), "{suite}: failed: {failed:#?}");
-    }
 }
 
-/// Whether the long cases are wanted; says so if not.
-pub fn long(what: &str) -> bool {
-    let wanted = std::env::var_os("WEFT_LONG").is_some_and(|value| value == "1");
-    if !wanted {
-        let _ = writeln!(std::io::stderr(), "SKIP (set WEFT_LONG=1): {what}");
+impl Drop for Cases {
+    fn drop(&mut self) {
+        let (suite, passed, failed) = (&self.suite, self.passed, &self.failed);
+        let line = match failed.len() {
+            0 => format!("{suite}: {passed} cases passed\n"),
+            count => format!("{suite}: {passed} cases passed, {count} failed\n"),
+        };
+        let _nobody_may_listen = std::io::stderr().write_all(line.as_bytes());
+        // A second panic would hide the first.
+        if !std::thread::panicking() {
+            assert!(failed.is_empty(), "{suite}: failed: {failed:#?}");
+        }
     }
-    wanted
 }

@@ -5,6 +5,8 @@ pub mod cases;
 pub mod dataplane;
 pub mod hosts;
 pub mod probe;
+pub mod random;
+pub mod skip;
 pub mod traffic;
 pub mod transfer;
 pub mod wiretap;

@@ -9,40 +9,6 @@ use weft::wire::{VnetHdr, vxlan};
 
 use super::hosts::{named, sh};
 
-/// Names the cases of a table as they run, and counts them.
-pub struct Cases {
-    suite: &'static str,
-    count: usize,
-}
-
-impl Cases {
-    pub fn new(suite: &'static str) -> Cases {
-        Cases { suite, count: 0 }
-    }
-
-    pub fn run<T>(&mut self, name: &str, case: impl FnOnce() -> T) -> T {
-        println!("{}: {name}", self.suite);
-        self.count += 1;
-        case()
-    }
-}
-
-impl Drop for Cases {
-    fn drop(&mut self) {
-        let end = if std::thread::panicking() {
-            "the last one failed"
-        } else {
-            "all passed"
-        };
-        println!("{}: {} cases, {end}", self.suite, self.count);
-    }
-}
-
-/// Whether the long variants of tests are asked for.
-pub fn long() -> bool {
-    std::env::var_os("WEFT_LONG").is_some()
-}
-
 /// A packet socket on one interface: hears what arrives there and sends.
 pub struct Probe {
     socket: PacketSocket,

@@ -1,11 +1,13 @@
-//! Bytes through the overlay, checked one by one: what a receiver reads is compared with what the
-//! sender must have sent at that place, so loss, change, repetition and reordering all show.
+//! Pseudo-random bytes through the overlay, checked one by one: what a receiver reads is compared with
+//! what the sender must have sent at that place, so loss, change, repetition and reordering all show.
+//! Streams are hashed at both ends besides, by code that shares nothing with the comparison.
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use weft::bench::traffic::pattern::{Digest, fill};
 use weft::sys::udp::{Destination, UdpOptions, UdpSocket};
 
 use super::hosts::{Hosts, named};
@@ -13,20 +15,8 @@ use super::wiretap::PATIENCE;
 
 const BLOCK: usize = 64 << 10;
 
-/// The word at position `index` of stream `seed`.
-fn word(seed: u64, index: u64) -> u64 {
-    (index ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// Bytes `start..start + out.len()` of a stream; both multiples of eight.
-fn fill(seed: u64, start: u64, out: &mut [u8]) {
-    for (index, chunk) in out.chunks_exact_mut(8).enumerate() {
-        let word = word(seed, start / 8 + index as u64);
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-}
-
-/// Sends `len` bytes by TCP from one workload to another and checks each; returns the time it took.
+/// Sends `len` bytes by TCP from one workload to another, checks each and compares the hashes of both
+/// ends; returns the time it took.
 pub fn tcp(hosts: &Hosts, from: u8, to: u8, address: IpAddr, len: u64) -> Duration {
     let bind = || TcpListener::bind((address, 0)).unwrap();
     let listener = named(&hosts.host(to).workload).run_in(bind).unwrap();
@@ -40,25 +30,32 @@ pub fn tcp(hosts: &Hosts, from: u8, to: u8, address: IpAddr, len: u64) -> Durati
             receive(stream, seed)
         });
         let connected = named(&hosts.host(from).workload).run_in(connect).unwrap();
-        send(connected.expect("TCP connects"), seed, len);
-        assert_eq!(receiver.join().unwrap(), len, "bytes received");
+        let sent = send(connected.expect("TCP connects"), seed, len);
+        let (came, hash) = receiver.join().unwrap();
+        assert_eq!(came, len, "bytes received");
+        assert_eq!(hash, sent, "hash of what came and of what was sent");
     });
     start.elapsed()
 }
 
-fn send(mut stream: TcpStream, seed: u64, len: u64) {
+/// Returns the hash of what was handed to the kernel.
+fn send(mut stream: TcpStream, seed: u64, len: u64) -> u64 {
+    let mut digest = Digest::default();
     stream.set_write_timeout(Some(2 * PATIENCE)).unwrap();
     let mut block = vec![0; BLOCK];
     let mut sent = 0;
     while sent < len {
         fill(seed, sent, &mut block);
         stream.write_all(&block).expect("TCP takes the data");
+        digest.update(&block);
         sent += BLOCK as u64;
     }
+    digest.finish()
 }
 
-/// Reads to the end and compares; returns how many bytes.
-fn receive(mut stream: TcpStream, seed: u64) -> u64 {
+/// Reads to the end and compares; returns how many bytes came, and their hash.
+fn receive(mut stream: TcpStream, seed: u64) -> (u64, u64) {
+    let mut digest = Digest::default();
     stream.set_read_timeout(Some(2 * PATIENCE)).unwrap();
     let (mut got, mut want) = (vec![0; BLOCK], vec![0; BLOCK]);
     let mut position = 0;
@@ -70,6 +67,7 @@ fn receive(mut stream: TcpStream, seed: u64) -> u64 {
                 count => filled += count,
             }
         }
+        digest.update(&got[..filled]);
         fill(seed, position, &mut want);
         if got[..filled] != want[..filled] {
             let at = (0..filled).find(|i| got[*i] != want[*i]).unwrap();
@@ -77,7 +75,7 @@ fn receive(mut stream: TcpStream, seed: u64) -> u64 {
         }
         position += filled as u64;
         if filled < BLOCK {
-            return position;
+            return (position, digest.finish());
         }
     }
 }
@@ -138,10 +136,8 @@ fn size(kind: Datagrams, index: usize) -> usize {
 }
 
 fn datagram(kind: Datagrams, index: usize) -> Vec<u8> {
-    let size = size(kind, index);
-    let mut bytes = vec![0; size.next_multiple_of(8)];
+    let mut bytes = vec![0; size(kind, index)];
     fill(index as u64, 0, &mut bytes);
-    bytes.truncate(size);
     bytes
 }
 

@@ -1,6 +1,9 @@
 //! Real namespaces for the host tests: made on demand, removed when the test ends, also by a panic.
 #![allow(dead_code)] // each test binary uses its own part
 
+#[path = "../common/skip.rs"]
+mod skip;
+
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ipnetwork::IpNetwork;
+pub use skip::skip;
 use weft::host::{
     EndpointSpec, GsoSizes, Link, Netlink, NetworkSpec, SegmentSpec, UplinkKind, WorkloadRef,
 };
@@ -36,7 +40,7 @@ impl Place {
         };
         let probe = place.dir.path().join("probe");
         if let Err(error) = Netns::create(&probe) {
-            eprintln!("SKIP: cannot make network namespaces here: {error}");
+            skip(&format!("cannot make network namespaces here: {error}"));
             return None;
         }
         Netns::delete(&probe).expect("remove the probe");

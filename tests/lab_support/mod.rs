@@ -3,12 +3,16 @@
 
 pub mod inventory;
 
+#[path = "../common/skip.rs"]
+mod skip;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub use skip::skip;
 use weft::lab::audit::{self, Scope, Snapshot};
 use weft::lab::ping::Pinger;
 use weft::lab::steps::{Interrupt, Steps};
@@ -36,11 +40,6 @@ pub fn can_make_labs() -> bool {
         skip("making network namespaces needs root");
     }
     able
-}
-
-/// Says what could not be tested here, past the capture of a passing test's output.
-pub fn skip(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIP: {}", why.replace('\n', " "));
 }
 
 /// Prints a figure past the capture of a passing test's output.

@@ -1,13 +1,16 @@
 //! Nodes for tests of real agents: a network namespace each, an agent process in it, all gone at the end.
 #![allow(dead_code)] // each test program uses a part
 
-use std::io::Write;
+#[path = "../common/skip.rs"]
+mod skip;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+pub use skip::skip;
 use weft::frontend::client::{Client, block_on};
 use weft::sys::netns::Netns;
 
@@ -24,11 +27,6 @@ pub fn able() -> bool {
     };
     skip(missing);
     false
-}
-
-/// Says what could not be tested here, past the capture of a passing test's output.
-pub fn skip(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIP: {why}");
 }
 
 pub fn ip(args: &str) -> Output {

@@ -98,6 +98,16 @@ pub fn unfinished(source: &Source) -> Vec<Finding> {
         .collect()
 }
 
+/// Tests that say what they skip where nobody hears it: the test runner keeps what a passing test prints.
+pub fn silent_skips(source: &Source) -> Vec<Finding> {
+    let silent = |line: &str| line.contains("print") && line.contains("!(\"SKIP");
+    let lines = source.text.lines().enumerate();
+    let found = lines.filter(|(_, line)| source.path.starts_with("tests/") && silent(line));
+    found
+        .map(|(index, _)| format!("{}:{}: use `skip()`", source.path, index + 1))
+        .collect()
+}
+
 /// Files too long to read in one go, and programs that do more than parse, call and report.
 pub fn length(sources: &[Source]) -> Vec<Finding> {
     let mut found = Vec::new();
@@ -191,6 +201,14 @@ mod tests {
             unfinished(&source("tests/x.rs", "// #[ignore]\nlet s = \"todo!\";")).len(),
             0
         );
+    }
+
+    #[test]
+    fn skips_that_nobody_hears_are_found() {
+        let text = "fn f() {\n    eprintln!(\"SKIP: no ip\");\n    skip(\"no ip\");\n}";
+        let found = silent_skips(&source("tests/x.rs", text));
+        assert_eq!(found, ["tests/x.rs:2: use `skip()`"]);
+        assert!(silent_skips(&source("src/x.rs", text)).is_empty());
     }
 
     #[test]
