@@ -544,8 +544,9 @@ impl Loop {
         };
         let now = if idle { now_ns() } else { now };
         let mut done = 0;
-        let mut orders = false;
+        let (mut orders, mut any) = (false, false);
         for event in ready {
+            any = true;
             match event.token {
                 TOKEN_WAKER => orders = true,
                 TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
@@ -563,6 +564,9 @@ impl Loop {
             }
         }
         if done == 0 {
+            if idle && any && !orders {
+                std::thread::sleep(BARREN_PAUSE);
+            }
             return Round::Nothing;
         }
         self.counters.bursts.add(1);
@@ -593,6 +597,10 @@ impl Loop {
         false
     }
 }
+
+/// After a wake-up that brought nothing: a TAP whose link is gone stays ready for ever (`EPOLLERR`), and must not
+/// take a processor until its network is taken down.
+const BARREN_PAUSE: Duration = Duration::from_millis(1);
 
 enum Round {
     Worked,

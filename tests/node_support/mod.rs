@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test program uses a part
 
 #[path = "../common/skip.rs"]
+#[allow(clippy::duplicate_mod)] // beside `lab_support` in some test programs
 mod skip;
 
 use std::net::IpAddr;
