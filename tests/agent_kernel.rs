@@ -8,13 +8,16 @@
 //! Needs root and `ip`; without them each test says so and ends.
 
 mod node_support;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use node_support::{Node, Space, able, ip, skip, until};
+use node_support::{Node, Space, able, ip, until};
+use skip::skip;
 use weft::agent::api::{
     ApiError, AttachRequest, CreateNetwork, EndpointView, IpamConfigRequest, OPTION_VXLANID_LIST,
     RecordRequest, Verdict, VtepChange,

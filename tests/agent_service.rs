@@ -14,10 +14,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::traffic::tcp_transfer;
-use lab_support::{Guard, eventually, pings};
+use lab_support::{Guard, eventually, pings, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use node_support::{Node, Space, able, ip, skip};
+use node_support::{Node, Space, able, ip};
 use weft::agent::api::{AttachRequest, CreateNetwork, Verdict};
 use weft::frontend::client::{Client, block_on};
 use weft::lab::Lab;

@@ -13,10 +13,12 @@ use weft::tables::SegmentPolicy;
 fn worker_ticks() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-    let ticks = stats.filter(|stat| stat.contains("(weft-worker-")).map(|stat| {
-        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    });
+    let ticks = stats
+        .filter(|stat| stat.contains("(weft-worker-"))
+        .map(|stat| {
+            let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        });
     ticks.sum()
 }
 

@@ -3,16 +3,12 @@
 
 pub mod inventory;
 
-#[path = "../common/skip.rs"]
-mod skip;
-
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-pub use skip::skip;
 use weft::lab::audit::{self, Scope, Snapshot};
 use weft::lab::ping::Pinger;
 use weft::lab::steps::{Interrupt, Steps};
@@ -40,6 +36,12 @@ pub fn can_make_labs() -> bool {
         skip("making network namespaces needs root");
     }
     able
+}
+
+/// Says what could not be tested here, past the capture of a passing test's output. As `common::skip`, which some
+/// test programs have beside this module.
+pub fn skip(why: &str) {
+    note(&format!("SKIP: {}", why.replace('\n', " ")));
 }
 
 /// Prints a figure past the capture of a passing test's output.

@@ -1,17 +1,13 @@
 //! Nodes for tests of real agents: a network namespace each, an agent process in it, all gone at the end.
 #![allow(dead_code)] // each test program uses a part
 
-#[path = "../common/skip.rs"]
-#[allow(clippy::duplicate_mod)] // beside `lab_support` in some test programs
-mod skip;
-
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-pub use skip::skip;
+use super::skip;
 use weft::frontend::client::{Client, block_on};
 use weft::sys::netns::Netns;
 
