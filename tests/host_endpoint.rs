@@ -614,7 +614,7 @@ async fn removing_a_network_takes_its_interfaces_from_workloads() {
     attach(&place.endpoint(&network, &name, "10.0.1.2/24"))
         .await
         .unwrap();
-    weft::host::remove_network(&network.netns_path)
+    weft::host::remove_network(&network.netns_path, &network.id)
         .await
         .unwrap();
     assert!(link(&named(&name), "eth0").await.is_none());

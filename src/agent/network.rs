@@ -405,13 +405,17 @@ impl Catalog {
                 ),
             ));
         }
-        if let Some(found) = self.all().find(|f| f.id() == network.id) {
+        // Kernel objects are named by the short id.
+        let short = ident::short(&network.id);
+        if let Some(found) = self.all().find(|f| ident::short(f.id()) == short) {
             return Err(ApiError::new(
                 ErrorCode::IdTaken,
                 format!(
-                    "network id {} belongs to network \"{}\"",
+                    "network id {} begins like that of network \"{}\": the first {} characters name its \
+                     namespace",
                     network.id,
-                    found.name()
+                    found.name(),
+                    short.len()
                 ),
                 "leave --id out to get a fresh one",
             ));

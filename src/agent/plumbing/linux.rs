@@ -290,7 +290,9 @@ impl Shared {
             Err(error) => {
                 self.let_go(&plan.id);
                 // Workloads of an earlier agent keep their interfaces: the next try may succeed.
-                if !existed && let Err(left) = crate::host::remove_network(&spec.netns_path).await {
+                if !existed
+                    && let Err(left) = crate::host::remove_network(&spec.netns_path, &plan.id).await
+                {
                     tracing::warn!(%left, "undoing a failed network left something");
                 }
                 Err(error)
@@ -502,7 +504,7 @@ impl Plumbing for LinuxPlumbing {
     fn network_down<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Outcome<()>> {
         async move {
             self.shared.let_go(id);
-            crate::host::remove_network(&self.shared.netns_path(id))
+            crate::host::remove_network(&self.shared.netns_path(id), id)
                 .await
                 .map_err(host_error)
         }
