@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::api::DataplaneStatus;
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorCode};
 use super::network::Network;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
@@ -101,6 +101,8 @@ pub struct EndpointPlan {
     pub id: String,
     /// The workload's namespace, as the user named it.
     pub target: String,
+    /// The inode that namespace must have.
+    pub netns_inode: u64,
     /// MAC of the interface.
     pub mac: Mac,
     /// Addresses with prefix length.
@@ -121,6 +123,7 @@ impl EndpointPlan {
             segment: endpoint.segment,
             id: endpoint.id.clone(),
             target: endpoint.target.clone(),
+            netns_inode: endpoint.netns_inode,
             mac: endpoint.mac,
             ips: endpoint.ips.clone(),
             ifname: (!endpoint.ifname.is_empty()).then(|| endpoint.ifname.clone()),
@@ -188,10 +191,13 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
     /// Finds a workload's namespace.
     fn workload(&self, target: &str) -> Outcome<Workload>;
 
-    /// Whether the target still leads to the namespace with that inode.
-    fn workload_alive(&self, target: &str, netns_inode: u64) -> bool {
-        self.workload(target)
-            .is_ok_and(|found| found.netns_inode == netns_inode)
+    /// Whether the target still leads to the namespace with that inode. An error tells neither.
+    fn workload_alive(&self, target: &str, netns_inode: u64) -> Outcome<bool> {
+        match self.workload(target) {
+            Ok(found) => Ok(found.netns_inode == netns_inode),
+            Err(error) if error.code == ErrorCode::TargetNotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The device that carries the VTEP.

@@ -203,11 +203,19 @@ async fn observe(
         return Ok(Observed::default());
     }
     let present = agent.plumbing().present(&network.id).await?;
-    let gone = endpoints
-        .iter()
-        .filter(|e| !agent.plumbing().workload_alive(&e.target, e.netns_inode))
-        .map(|e| e.id.clone())
-        .collect();
+    let mut gone = BTreeSet::new();
+    for endpoint in endpoints {
+        let key = endpoint_key(network, endpoint);
+        match agent
+            .plumbing()
+            .workload_alive(&endpoint.target, endpoint.netns_inode)
+        {
+            Ok(true) => agent.well_again(&key),
+            Ok(false) => drop(gone.insert(endpoint.id.clone())),
+            // A lack of descriptors or memory says nothing about the workload.
+            Err(error) => agent.trouble(&key, error.code.as_str(), &error),
+        }
+    }
     Ok(Observed {
         present,
         gone,
@@ -287,7 +295,12 @@ async fn apply_one(
     }
 }
 
-async fn plug(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+/// Makes or repairs an endpoint's interface. The caller holds the network's lock.
+pub(super) async fn plug(
+    agent: &Agent,
+    network: &Network,
+    endpoint: &Endpoint,
+) -> Result<(), ApiError> {
     let up = agent
         .plumbing()
         .endpoint_up(EndpointPlan::of(network, endpoint))
@@ -296,7 +309,18 @@ async fn plug(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(
     Ok(())
 }
 
-async fn forget(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+/// Names an endpoint's trouble.
+pub(super) fn endpoint_key(network: &Network, endpoint: &Endpoint) -> String {
+    format!("endpoint {} of {}", endpoint.name, network.name)
+}
+
+/// Takes an endpoint whose workload is gone out of state, tables and kernel. The caller holds the
+/// network's lock.
+pub(super) async fn forget(
+    agent: &Agent,
+    network: &Network,
+    endpoint: &Endpoint,
+) -> Result<(), ApiError> {
     agent.live().node.endpoints.remove(&endpoint.id);
     if let Err(error) = agent.save().await {
         agent

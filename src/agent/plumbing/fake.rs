@@ -33,6 +33,8 @@ pub struct World {
     pub vteps: BTreeMap<Vni, Vec<IpAddr>>,
     /// Workload namespaces that have gone away.
     pub gone: BTreeSet<String>,
+    /// Workload namespaces that were deleted and made again, with their new inode.
+    pub reborn: BTreeMap<String, u64>,
     /// The verb that fails from now on.
     pub failing: Option<&'static str>,
     /// MTU of the underlay device; `None`: the VTEP is on no device.
@@ -135,6 +137,12 @@ impl FakePlumbing {
             world.networks.contains_key(&plan.network),
             "endpoint on a network that is down"
         );
+        let inode = world.reborn.get(&plan.target).copied();
+        assert_eq!(
+            plan.netns_inode,
+            inode.unwrap_or(inode_of(&plan.target)),
+            "another workload than was looked at"
+        );
         let on_target = world
             .endpoints
             .values()
@@ -156,7 +164,7 @@ impl FakePlumbing {
     }
 }
 
-fn inode(target: &str) -> u64 {
+fn inode_of(target: &str) -> u64 {
     target.bytes().fold(4_026_531_840, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(byte.into())
     })
@@ -164,7 +172,8 @@ fn inode(target: &str) -> u64 {
 
 impl Plumbing for FakePlumbing {
     fn workload(&self, target: &str) -> Outcome<Workload> {
-        if self.world().gone.contains(target) || target.starts_with("missing") {
+        let world = self.verb("workload")?;
+        if world.gone.contains(target) || target.starts_with("missing") {
             return Err(ApiError::new(
                 ErrorCode::TargetNotFound,
                 format!("there is no network namespace \"{target}\""),
@@ -173,7 +182,11 @@ impl Plumbing for FakePlumbing {
         }
         Ok(Workload {
             path: PathBuf::from("/run/netns").join(target),
-            netns_inode: inode(target),
+            netns_inode: world
+                .reborn
+                .get(target)
+                .copied()
+                .unwrap_or(inode_of(target)),
         })
     }
 

@@ -454,6 +454,7 @@ impl Shared {
             id: plan.id,
             segment_index: plan.segment,
             workload: workload_ref(&plan.target),
+            netns_id: Some(plan.netns_inode),
             ifname: plan.ifname,
             mac: plan.mac,
             addresses: plan.ips,
@@ -686,7 +687,7 @@ fn workload_ref(target: &str) -> WorkloadRef {
 fn host_error(error: HostError) -> ApiError {
     let message = error.to_string();
     match error {
-        HostError::NoWorkload { .. } => ApiError::new(
+        HostError::NoWorkload { .. } | HostError::OtherWorkload { .. } => ApiError::new(
             ErrorCode::TargetNotFound,
             message,
             "name a namespace of `ip netns`, a path such as /proc/PID/ns/net, or a process id",

@@ -1,0 +1,131 @@
+//! What the agent does about workloads that come and go, and about kernel objects that others change. It
+//! runs on pretended plumbing; the kernel's part is in `agent_kernel.rs`.
+
+mod agent_support;
+
+use std::time::{Duration, Instant};
+
+use agent_support::Node;
+use weft::agent::api::{AttachRequest, CreateNetwork, EndpointView, ErrorCode, IpamConfigRequest};
+
+fn wish(name: &str, subnet: &str) -> CreateNetwork {
+    let mut wish = CreateNetwork {
+        name: name.into(),
+        ..CreateNetwork::default()
+    };
+    wish.ipam.config.push(IpamConfigRequest {
+        subnet: subnet.into(),
+        ..Default::default()
+    });
+    wish
+}
+
+fn target(target: &str) -> AttachRequest {
+    AttachRequest {
+        target: target.into(),
+        ..AttachRequest::default()
+    }
+}
+
+/// A node that will not compare by itself, with one endpoint on network `web`.
+async fn node_at_rest() -> (Node, EndpointView) {
+    with_one_endpoint(Node::start_with("3600").await).await
+}
+
+/// As [`node_at_rest`], but it compares every second.
+async fn node() -> (Node, EndpointView) {
+    with_one_endpoint(Node::start().await).await
+}
+
+async fn with_one_endpoint(node: Node) -> (Node, EndpointView) {
+    let client = node.client();
+    client
+        .create_network(&wish("web", "10.0.1.0/24"))
+        .await
+        .unwrap();
+    let endpoint = client.attach("web", &target("c1")).await.unwrap();
+    (node, endpoint)
+}
+
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_that_cannot_be_looked_at_is_trouble_and_keeps_its_endpoint() {
+    let (node, endpoint) = node().await;
+    let client = node.client();
+    node.plumbing.world().failing = Some("workload");
+    let key = "told to fail";
+    until("the trouble shows", async || {
+        let health = client.status().await.unwrap().health;
+        health.iter().any(|item| item.message.contains(key))
+    })
+    .await;
+    let left = client.endpoints().await.unwrap().endpoints;
+    assert_eq!(left[0].id, endpoint.id);
+    node.plumbing.world().failing = None;
+    until("the trouble goes", async || {
+        client.status().await.unwrap().health.is_empty()
+    })
+    .await;
+    assert!(node.plumbing.world().endpoints.contains_key(&endpoint.id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_made_again_can_be_attached_at_once() {
+    let (node, before) = node_at_rest().await;
+    node.plumbing.world().reborn.insert("c1".into(), 7);
+    let mut same = target("c1");
+    same.ips = vec![before.ips[0].ip()];
+    let after = node.client().attach("web", &same).await.unwrap();
+    assert_ne!(after.id, before.id);
+    assert_eq!((&after.name, &after.ips), (&before.name, &before.ips));
+    let world = node.plumbing.world().clone();
+    assert_eq!(world.endpoints.keys().collect::<Vec<_>>(), [&after.id]);
+    assert_eq!(world.local.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_workload_is_not_in_the_way_of_another() {
+    let (node, before) = node_at_rest().await;
+    let client = node.client();
+    let mut other = target("c2");
+    other.ips = vec![before.ips[0].ip()];
+    let refused = client.attach("web", &other).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::AddressInUse, "while it lives");
+    node.plumbing.world().gone.insert("c1".into());
+    let after = client.attach("web", &other).await.unwrap();
+    assert_eq!(after.ips, before.ips);
+    assert_eq!(client.endpoints().await.unwrap().endpoints.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_with_the_inode_of_its_predecessor_gets_the_interface_again() {
+    let (node, before) = node_at_rest().await;
+    // The kernel gives a freed inode out again; the interface went with the old namespace.
+    node.plumbing.world().endpoints.clear();
+    let after = node.client().attach("web", &target("c1")).await.unwrap();
+    assert_eq!(after, before);
+    assert!(node.plumbing.world().endpoints.contains_key(&after.id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_attach_leaves_the_other_endpoints_of_its_network_alone() {
+    let (mut node, endpoint) = node_at_rest().await;
+    node.stop().await;
+    node.plumbing = std::sync::Arc::new(node.plumbing.survivor());
+    // The network of the first endpoint could not be brought up at the start.
+    node.plumbing.world().failing = Some("network_up");
+    node.boot().await;
+    node.plumbing.world().failing = Some("endpoint_up");
+    let refused = node.client().attach("web", &target("c2")).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::KernelRefused);
+    let world = node.plumbing.world().clone();
+    assert_eq!(world.networks.len(), 1);
+    assert!(world.endpoints.contains_key(&endpoint.id));
+}
