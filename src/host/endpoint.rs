@@ -116,6 +116,8 @@ pub struct FoundEndpoint {
     pub ifname: String,
     /// Addresses pinned to the port: the workload's MAC, if spoofing was to be stopped.
     pub macs: Vec<Mac>,
+    /// The bridge port is up.
+    pub up: bool,
     /// Both ends are up.
     pub running: bool,
 }
@@ -172,6 +174,7 @@ pub async fn list_endpoints(network_netns: &Path) -> Result<Vec<FoundEndpoint>, 
             segment_index: segment_of(link, &links),
             ifname: mark.what,
             macs: pinned.iter().filter(of_this).map(|(_, mac)| *mac).collect(),
+            up: link.up,
             running: link.running,
         })
     });

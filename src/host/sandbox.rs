@@ -61,7 +61,7 @@ impl SegmentSpec {
 
     /// Addresses of the bridge. With IPv6 it needs a link-local one too, the source of its neighbour
     /// solicitations when it routes (`ndisc_send_ns`). Like the gateway, it is the same on every node.
-    fn bridge_addresses(&self) -> Vec<IpNetwork> {
+    pub(super) fn bridge_addresses(&self) -> Vec<IpNetwork> {
         let mut addresses = self.gateways.clone();
         if self.has_v6() {
             addresses.push(link_local());
