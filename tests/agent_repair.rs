@@ -129,3 +129,76 @@ async fn a_failed_attach_leaves_the_other_endpoints_of_its_network_alone() {
     assert_eq!(world.networks.len(), 1);
     assert!(world.endpoints.contains_key(&endpoint.id));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_underlay_mtu_reaches_the_workloads_though_the_status_saw_it_first() {
+    let (node, endpoint) = node().await;
+    let client = node.client();
+    // The first try fails: it is made again.
+    node.plumbing.world().failing = Some("endpoint_up");
+    node.plumbing.world().underlay_mtu = Some(9000);
+    assert_eq!(client.status().await.unwrap().underlay_mtu, 9000);
+    until("the trouble shows", async || {
+        !client.status().await.unwrap().health.is_empty()
+    })
+    .await;
+    node.plumbing.world().failing = None;
+    until("the endpoint has the new MTU", async || {
+        let endpoints = client.endpoints().await.unwrap().endpoints;
+        endpoints[0].id == endpoint.id && endpoints[0].mtu == Some(8950)
+    })
+    .await;
+    until("the trouble goes", async || {
+        client.status().await.unwrap().health.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_was_let_go_is_brought_up_again() {
+    let (node, endpoint) = node().await;
+    let client = node.client();
+    node.plumbing.world().failing = Some("take_in");
+    node.plumbing.world().underlay_mtu = Some(9000);
+    until("the network is let go", async || {
+        node.plumbing.world().forwarding.is_empty()
+    })
+    .await;
+    assert!(node.plumbing.world().local.is_empty());
+    until("the status tells", async || {
+        let status = client.status().await.unwrap();
+        !status.health.is_empty() && !status.networks[0].up
+    })
+    .await;
+    node.plumbing.world().failing = None;
+    until("it is forwarded for again", async || {
+        let world = node.plumbing.world();
+        world.forwarding.len() == 1 && world.local.len() == 1
+    })
+    .await;
+    until("the status is well", async || {
+        let status = client.status().await.unwrap();
+        status.health.is_empty() && status.networks[0].up
+    })
+    .await;
+    let endpoints = client.endpoints().await.unwrap().endpoints;
+    assert_eq!(endpoints[0].id, endpoint.id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_deletes_or_takes_down_comes_back() {
+    let (node, endpoint) = node().await;
+    {
+        let mut world = node.plumbing.world();
+        world.faulty.insert(endpoint.network_id.clone());
+        world.damaged.insert(endpoint.id.clone());
+    }
+    until("both are repaired", async || {
+        let world = node.plumbing.world();
+        world.faulty.is_empty() && world.damaged.is_empty()
+    })
+    .await;
+    let events = node.client().events(0).await.unwrap().events;
+    let text = serde_json::to_string(&events).unwrap();
+    assert!(!text.contains("endpoint_adopted"), "{text}");
+}

@@ -229,6 +229,15 @@ impl Agent {
 
     /// Makes or repairs a network in kernel and tables, with every record known. The caller holds its lock.
     pub(super) async fn bring_up(&self, network: &Network) -> Result<NetworkUp, ApiError> {
+        let result = self.bring_up_now(network).await;
+        if result.is_err() {
+            // Whatever is left of it, the next comparison goes through all of it again.
+            self.live().up.remove(&network.id);
+        }
+        result
+    }
+
+    async fn bring_up_now(&self, network: &Network) -> Result<NetworkUp, ApiError> {
         let up = self.plumbing().network_up(NetworkPlan::of(network)).await?;
         if let Err(error) = self.fill_tables(network) {
             // Without endpoints nobody misses it. With some, as after a restart, workloads keep their

@@ -183,6 +183,17 @@ pub struct Underlay {
     pub mtu: u32,
 }
 
+/// What the kernel has of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Endpoints whose kernel objects exist.
+    pub endpoints: BTreeSet<String>,
+    /// Those of them that somebody took down or off the network's bridge.
+    pub damaged: BTreeSet<String>,
+    /// What else is not as it was made, in words. Only of a network that is forwarded for.
+    pub faults: Vec<String>,
+}
+
 /// What a sweep must leave alone: endpoint ids by network id.
 pub type Keep = BTreeMap<String, BTreeSet<String>>;
 
@@ -220,8 +231,11 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
         endpoint: &'a str,
     ) -> BoxFuture<'a, Outcome<()>>;
 
-    /// The endpoints whose kernel objects exist in a network; `None` if the network does not exist.
-    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>>;
+    /// What the kernel has of a network; `None` if the network does not exist.
+    fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>>;
+
+    /// Whether tables and workers have the network. A verb that fails may have let it go.
+    fn forwards(&self, network: &str) -> bool;
 
     /// Removes everything of this agent's in the kernel but what is to be kept; tells what that was.
     fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>>;

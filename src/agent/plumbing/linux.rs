@@ -3,7 +3,7 @@
 //! A network comes up as: kernel objects, table segments, uplinks; it goes down in the opposite order. What
 //! this process holds of a network is in [`Held`]; what the kernel holds is asked anew each time.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,8 +14,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{
-    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, SegmentPlan,
-    Underlay, Workload,
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present,
+    SegmentPlan, Underlay, Workload,
 };
 use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
 use crate::agent::config::{Settings, Uplink};
@@ -423,6 +423,54 @@ impl Shared {
         Ok((netns_id, ifindex))
     }
 
+    async fn look(&self, plan: NetworkPlan) -> Outcome<Option<Present>> {
+        let found = match crate::host::list_endpoints(&self.netns_path(&plan.id)).await {
+            Ok(found) => found,
+            Err(HostError::NoNetwork(_)) => return Ok(None),
+            Err(error) => return Err(host_error(error)),
+        };
+        let damaged = found.iter().filter(|e| !e.up || e.segment_index.is_none());
+        let mut present = Present {
+            damaged: damaged.map(|endpoint| endpoint.id.clone()).collect(),
+            endpoints: found.iter().map(|endpoint| endpoint.id.clone()).collect(),
+            faults: Vec::new(),
+        };
+        let held = self.held().get(&plan.id).cloned();
+        if let Some(held) = held {
+            present.faults = self.faults(&plan, &held).await?;
+        }
+        Ok(Some(present))
+    }
+
+    /// What of a network that is up is not as [`Shared::up`] would make it now.
+    async fn faults(&self, plan: &NetworkPlan, held: &Held) -> Outcome<Vec<String>> {
+        let mut faults = Vec::new();
+        let mtu = match self.inner_mtu(plan).await {
+            Ok(mtu) => mtu,
+            Err(error) => {
+                // That no device has the VTEP is trouble of the node, not of each network.
+                if error.code != ErrorCode::VtepNotLocal {
+                    faults.push(error.message);
+                }
+                held.mtu
+            }
+        };
+        let found = crate::host::inspect_network(&self.spec(plan, mtu))
+            .await
+            .map_err(host_error)?;
+        faults.extend(found.faults);
+        for (segment, device) in plan.segments.iter().zip(found.held) {
+            let uplink = held.segments.iter().find(|s| s.vni == segment.vni);
+            if device.is_some() && uplink.map(|held| held.uplink) != device {
+                faults.push(format!(
+                    "the workers have another uplink of VNI {}",
+                    segment.vni
+                ));
+            }
+        }
+        Ok(faults)
+    }
+
     /// Takes a network out of dataplane and tables.
     fn let_go(&self, id: &str) {
         let Some(held) = self.held().remove(id) else {
@@ -529,17 +577,12 @@ impl Plumbing for LinuxPlumbing {
         .boxed()
     }
 
-    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>> {
-        async move {
-            match crate::host::list_endpoints(&self.shared.netns_path(network)).await {
-                Ok(found) => Ok(Some(
-                    found.into_iter().map(|endpoint| endpoint.id).collect(),
-                )),
-                Err(HostError::NoNetwork(_)) => Ok(None),
-                Err(error) => Err(host_error(error)),
-            }
-        }
-        .boxed()
+    fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>> {
+        self.shared.look(plan).boxed()
+    }
+
+    fn forwards(&self, network: &str) -> bool {
+        self.shared.held().contains_key(network)
     }
 
     fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {

@@ -218,13 +218,10 @@ impl Agent {
 
     /// Tells the tables how a network's remote part differs from before.
     fn tell_changes(&self, network: &Network, before: &RemoteTable) -> Result<(), ApiError> {
-        let after = {
-            let live = self.live();
-            if !live.up.contains_key(&network.id) {
-                return Ok(());
-            }
-            live.node.remote.clone()
-        };
+        if !self.plumbing().forwards(&network.id) {
+            return Ok(());
+        }
+        let after = self.live().node.remote.clone();
         for old in before.of_network(&network.id) {
             let kept = after
                 .record(old.vni, old.mac)
