@@ -202,3 +202,35 @@ async fn what_somebody_deletes_or_takes_down_comes_back() {
     let text = serde_json::to_string(&events).unwrap();
     assert!(!text.contains("endpoint_adopted"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_tells_what_it_could_not_remove() {
+    let (node, _) = node_at_rest().await;
+    let client = node.client();
+    node.plumbing.world().failing = Some("endpoint_down");
+    let report = client.reset().await.unwrap();
+    assert_eq!(report.failures.len(), 1, "{report:?}");
+    assert!(report.failures[0].contains("\"c1\""), "{report:?}");
+    node.plumbing.world().failing = Some("sweep_one");
+    let report = client.reset().await.unwrap();
+    assert_eq!(report.failures, ["delete netns x: EBUSY"]);
+    node.plumbing.world().failing = None;
+    assert!(client.reset().await.unwrap().failures.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attach_during_a_reset_is_whole_or_refused() {
+    for _ in 0..20 {
+        let (node, _) = node_at_rest().await;
+        let client = node.client();
+        let late = target("c2");
+        let (attached, report) = tokio::join!(client.attach("web", &late), client.reset());
+        assert!(report.unwrap().failures.is_empty());
+        if let Err(error) = attached {
+            assert_eq!(error.code, ErrorCode::NetworkNotFound, "{error:?}");
+        }
+        assert!(client.endpoints().await.unwrap().endpoints.is_empty());
+        let world = node.plumbing.world().clone();
+        assert!(world.endpoints.is_empty() && world.networks.is_empty());
+    }
+}

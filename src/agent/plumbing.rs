@@ -194,6 +194,15 @@ pub struct Present {
     pub faults: Vec<String>,
 }
 
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failures: Vec<String>,
+}
+
 /// What a sweep must leave alone: endpoint ids by network id.
 pub type Keep = BTreeMap<String, BTreeSet<String>>;
 
@@ -238,7 +247,7 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
     fn forwards(&self, network: &str) -> bool;
 
     /// Removes everything of this agent's in the kernel but what is to be kept; tells what that was.
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>>;
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>>;
 
     /// Puts an endpoint of this node into the tables of a network that is up.
     fn put_local(&self, record: &EndpointRecord) -> Outcome<()>;

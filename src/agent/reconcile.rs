@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorCode};
 use super::events::Event;
 use super::handle::Agent;
 use super::network::Network;
@@ -96,11 +96,24 @@ pub async fn at_start(agent: &Agent) {
         .collect()
     };
     match agent.plumbing().sweep(keep).await {
-        Ok(swept) => swept
-            .into_iter()
-            .for_each(|object| agent.emit(Event::Swept { object })),
+        Ok(swept) => {
+            for object in swept.removed {
+                agent.emit(Event::Swept { object });
+            }
+            if !swept.failures.is_empty() {
+                agent.trouble("sweep", "kernel_refused", &left_behind(&swept.failures));
+            }
+        }
         Err(error) => agent.trouble("sweep", "kernel_refused", &error),
     }
+}
+
+fn left_behind(failures: &[String]) -> ApiError {
+    ApiError::new(
+        ErrorCode::KernelRefused,
+        format!("leftovers could not be removed: {}", failures.join("; ")),
+        "free what holds them, then restart the agent: systemctl restart weft",
+    )
 }
 
 /// Starts the task that compares at every interval.

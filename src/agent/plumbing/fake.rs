@@ -10,8 +10,8 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present, Underlay,
-    Workload,
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present, Swept,
+    Underlay, Workload,
 };
 use crate::agent::api::{DataplaneStatus, HealthItem};
 use crate::agent::error::{ApiError, ErrorCode};
@@ -294,9 +294,15 @@ impl Plumbing for FakePlumbing {
         self.world().forwarding.contains(network)
     }
 
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         let swept = self.verb("sweep").map(|mut world| {
             let mut swept = Vec::new();
+            if world.failing == Some("sweep_one") {
+                return Swept {
+                    failures: vec!["delete netns x: EBUSY".into()],
+                    ..Swept::default()
+                };
+            }
             world.endpoints.retain(|id, endpoint| {
                 let kept = keep
                     .get(&endpoint.network)
@@ -313,7 +319,10 @@ impl Plumbing for FakePlumbing {
                 }
                 keep.contains_key(id)
             });
-            swept
+            Swept {
+                removed: swept,
+                ..Swept::default()
+            }
         });
         ready(swept).boxed()
     }

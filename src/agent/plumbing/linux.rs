@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present,
-    SegmentPlan, Underlay, Workload,
+    SegmentPlan, Swept, Underlay, Workload,
 };
 use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
 use crate::agent::config::{Settings, Uplink};
@@ -153,21 +153,18 @@ impl LinuxPlumbing {
     }
 }
 
-/// Removes every network and endpoint under a run directory; tells what that was.
+/// Removes every network and endpoint under a run directory.
 ///
 /// # Errors
 /// `kernel_refused`.
-pub async fn sweep_all(run_dir: &Path) -> Outcome<Vec<String>> {
+pub async fn sweep_all(run_dir: &Path) -> Outcome<Swept> {
     sweep_but(run_dir, &HashSet::new()).await
 }
 
-async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String>> {
+async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Swept> {
     let report = crate::host::sweep(run_dir, keep)
         .await
         .map_err(host_error)?;
-    for error in &report.errors {
-        tracing::warn!(%error, "sweep left something");
-    }
     let networks = report
         .networks_removed
         .iter()
@@ -180,7 +177,10 @@ async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String
         .half_made_removed
         .iter()
         .map(|path| format!("half-made {}", path.display()));
-    Ok(networks.chain(endpoints).chain(half_made).collect())
+    Ok(Swept {
+        removed: networks.chain(endpoints).chain(half_made).collect(),
+        failures: report.errors.iter().map(HostError::to_string).collect(),
+    })
 }
 
 fn choose_uplink(wish: Uplink) -> Outcome<UplinkKind> {
@@ -585,7 +585,7 @@ impl Plumbing for LinuxPlumbing {
         self.shared.held().contains_key(network)
     }
 
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         async move {
             let gone: Vec<String> = {
                 let held = self.shared.held();
@@ -750,6 +750,12 @@ fn host_error(error: HostError) -> ApiError {
             message,
             "give the address back to its interface, or restart the agent with another --vtep: ip -brief address",
         ),
+        HostError::Undo { .. } | HostError::Teardown(_) => ApiError::new(
+            ErrorCode::KernelRefused,
+            message,
+            "the message names what is left; the agent removes it at the next comparison with the kernel or at its \
+             next start, and its log has the details: journalctl -u weft",
+        ),
         HostError::Foreign { .. } => ApiError::new(
             ErrorCode::KernelRefused,
             message,
@@ -763,7 +769,7 @@ fn refused(message: String) -> ApiError {
     ApiError::new(
         ErrorCode::KernelRefused,
         message,
-        "nothing was changed; the agent's log has the details: journalctl -u weft",
+        "what had been begun is undone; the agent's log has the details: journalctl -u weft",
     )
 }
 
