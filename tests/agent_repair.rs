@@ -6,7 +6,10 @@ mod agent_support;
 use std::time::{Duration, Instant};
 
 use agent_support::Node;
-use weft::agent::api::{AttachRequest, CreateNetwork, EndpointView, ErrorCode, IpamConfigRequest};
+use weft::agent::api::{
+    AttachRequest, CreateNetwork, EndpointView, ErrorCode, IpamConfigRequest, RecordRequest,
+    VtepChange,
+};
 
 fn wish(name: &str, subnet: &str) -> CreateNetwork {
     let mut wish = CreateNetwork {
@@ -233,4 +236,61 @@ async fn an_attach_during_a_reset_is_whole_or_refused() {
         let world = node.plumbing.world().clone();
         assert!(world.endpoints.is_empty() && world.networks.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_the_kernel_does_not_let_go_stays_known() {
+    let (node, _) = node_at_rest().await;
+    let client = node.client();
+    node.plumbing.world().failing = Some("network_down");
+    let refused = client.detach("web", "c1").await.unwrap_err();
+    assert!(refused.next.contains("is forgotten"), "{refused:?}");
+    let refused = client.remove_network("web").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::KernelRefused);
+    client.network("web").await.unwrap();
+    node.plumbing.world().failing = None;
+    client.remove_network("web").await.unwrap();
+    assert!(node.plumbing.world().networks.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_the_tables_refuse_are_not_kept() {
+    let (node, _) = node_at_rest().await;
+    let client = node.client();
+    let row = RecordRequest {
+        mac: "02:42:0a:00:01:09".parse().unwrap(),
+        ips: vec!["10.0.1.9".parse().unwrap()],
+        vtep: "192.0.2.2".parse().unwrap(),
+        endpoint: None,
+        node: "n2".into(),
+        name: "db".into(),
+        aliases: vec![],
+        service: String::new(),
+        version: None,
+    };
+    let saved = std::fs::read(node.state_file()).unwrap();
+    node.plumbing.world().failing = Some("put_remote");
+    let refused = client.put_records("web", std::slice::from_ref(&row)).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::KernelRefused);
+    assert_eq!(client.records("web").await.unwrap(), []);
+    assert_eq!(std::fs::read(node.state_file()).unwrap(), saved);
+    node.plumbing.world().failing = None;
+    let applied = client.put_records("web", &[row]).await.unwrap();
+    assert!(applied.records[0].applied);
+    assert_eq!(node.plumbing.world().remote.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prune_keeps_networks_that_others_are_members_of() {
+    let node = Node::start().await;
+    let client = node.client();
+    for (name, subnet) in [("a", "10.0.1.0/24"), ("b", "10.0.2.0/24")] {
+        client.create_network(&wish(name, subnet)).await.unwrap();
+    }
+    let member = VtepChange {
+        vteps: vec!["192.0.2.2".parse().unwrap()],
+    };
+    client.add_vteps("b", &member).await.unwrap();
+    let pruned = client.prune_networks().await.unwrap();
+    assert_eq!(pruned.networks_deleted, ["a"]);
 }

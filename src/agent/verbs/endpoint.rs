@@ -270,7 +270,15 @@ impl Agent {
             endpoint: endpoint.id.clone(),
             name: endpoint.name,
         });
-        done.map(|()| endpoint.id)
+        match done {
+            Ok(()) => Ok(endpoint.id),
+            Err(error) => Err(ApiError {
+                next: "the endpoint is forgotten; what is left of its interface is removed at the next comparison \
+                       with the kernel, or at the next start"
+                    .into(),
+                ..error
+            }),
+        }
     }
 
     /// The inverse of `plug`, for an endpoint that is out of the state already.

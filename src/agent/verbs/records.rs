@@ -178,7 +178,8 @@ impl Agent {
         self.inner.tasks.operation(work).await
     }
 
-    /// Changes what is known of other nodes: on a copy, saved, then told to the tables if the network is up.
+    /// Changes what is known of other nodes: on a copy, saved, then told to the tables if the network is up;
+    /// what they refuse is taken back.
     /// Answers with the network's id and the change's own answer.
     async fn change_remote<T>(
         &self,
@@ -207,8 +208,27 @@ impl Agent {
             self.restore_remote(&id, &before);
             return Err(error);
         }
-        self.tell_changes(&network, &before)?;
+        if let Err(error) = self.tell_changes(&network, &before) {
+            self.take_changes_back(&network, &before).await?;
+            return Err(error);
+        }
         Ok((id, answer))
+    }
+
+    /// The tables refused a part of a change: none of it is kept.
+    async fn take_changes_back(
+        &self,
+        network: &Network,
+        before: &RemoteTable,
+    ) -> Result<(), ApiError> {
+        let refused = self.live().node.remote.clone();
+        self.restore_remote(&network.id, before);
+        if let Err(error) = self.tell_changes(network, &refused) {
+            // Tables that do not take what they had are filled anew.
+            tracing::warn!(network = network.name, %error, "tables are behind");
+            self.live().up.remove(&network.id);
+        }
+        self.save().await
     }
 
     /// Puts one network's share of an older table back; other networks may have changed since.
