@@ -21,7 +21,7 @@ use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
 use crate::agent::config::{Settings, Uplink};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::ident;
-use crate::agent::network::{MTU_INNER_MIN, overhead};
+use crate::agent::network::{MTU_INNER_MIN, MTU_INNER_MIN_IPV6, overhead};
 use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, UplinkSource};
 use crate::dataplane::verdict::DropReason;
 use crate::host::{
@@ -262,17 +262,7 @@ impl Shared {
         };
         // A datagram of 65507 bytes is the most an inner frame has to fit.
         let inner = outer.saturating_sub(overhead(self.vtep)).min(65_485);
-        if inner >= MTU_INNER_MIN {
-            return Ok(inner);
-        }
-        Err(ApiError::new(
-            ErrorCode::InvalidMtu,
-            format!("the underlay's MTU of {outer} leaves {inner} bytes for workloads: too little"),
-            format!(
-                "raise the device's MTU to at least {}",
-                MTU_INNER_MIN + overhead(self.vtep)
-            ),
-        ))
+        check_inner_mtu(plan, outer, inner, overhead(self.vtep)).map(|()| inner)
     }
 
     async fn up(&self, plan: NetworkPlan) -> Outcome<NetworkUp> {
@@ -722,6 +712,25 @@ impl Plumbing for LinuxPlumbing {
     }
 }
 
+/// RFC 791 and, for a network with IPv6, RFC 8200 §5 ask for a least MTU.
+fn check_inner_mtu(plan: &NetworkPlan, outer: u32, inner: u32, overhead: u32) -> Outcome<()> {
+    let mut subnets = plan.segments.iter().flat_map(|segment| &segment.subnets);
+    let (least, of) = match subnets.any(|subnet| subnet.is_ipv6()) {
+        true => (MTU_INNER_MIN_IPV6, " of a network with IPv6"),
+        false => (MTU_INNER_MIN, ""),
+    };
+    if inner >= least {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::InvalidMtu,
+        format!(
+            "the underlay's MTU of {outer} leaves {inner} bytes for workloads{of}: {least} are needed"
+        ),
+        format!("raise the device's MTU to at least {}", least + overhead),
+    ))
+}
+
 fn workload_ref(target: &str) -> WorkloadRef {
     let Ok(reference) = WorkloadRef::from_str(target);
     reference
@@ -800,4 +809,34 @@ fn table_error(error: TableError) -> ApiError {
         format!("the forwarding tables refused a change: {error}"),
         "look at the agent's log: journalctl -u weft",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Mac;
+
+    #[test]
+    fn ipv6_asks_for_a_larger_mtu_and_is_named_as_the_reason() {
+        let segment = |subnets: &[&str]| SegmentPlan {
+            vni: Vni::FIRST_USER,
+            subnets: subnets.iter().map(|s| s.parse().unwrap()).collect(),
+            gateways: Vec::new(),
+            gateway_mac: Mac::ZERO,
+        };
+        let mut plan = NetworkPlan {
+            id: "a".into(),
+            name: "a".into(),
+            mtu_underlay: None,
+            interop: false,
+            segments: vec![segment(&["10.0.1.0/24"])],
+        };
+        assert!(check_inner_mtu(&plan, 1329, 1279, 50).is_ok());
+        assert!(check_inner_mtu(&plan, 625, 575, 50).is_err());
+        plan.segments.push(segment(&["10.0.2.0/24", "fd00:1::/64"]));
+        let error = check_inner_mtu(&plan, 1329, 1279, 50).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidMtu);
+        assert!(error.message.contains("IPv6") && error.next.contains("1330"));
+        assert!(check_inner_mtu(&plan, 1330, 1280, 50).is_ok());
+    }
 }
