@@ -15,10 +15,12 @@ use super::error::{ApiError, ErrorCode};
 /// Name of the lock file in the run and state directories.
 pub const LOCK_FILE: &str = "agent.lock";
 
+const NET_RAW: u32 = 13;
+
 /// Capabilities the agent uses: number in capability(7)'s list, name, what for.
 const CAPABILITIES: [(u32, &str, &str); 3] = [
     (12, "CAP_NET_ADMIN", "to make bridges and interfaces"),
-    (13, "CAP_NET_RAW", "to read frames from packet sockets"),
+    (NET_RAW, "CAP_NET_RAW", "to read frames from packet sockets"),
     (21, "CAP_SYS_ADMIN", "to make and enter network namespaces"),
 ];
 
@@ -127,7 +129,7 @@ fn unusable(verb: &str, path: &Path, error: &io::Error) -> ApiError {
 /// `capability_missing`, `vtep_not_local`, `port_in_use`, `tun_missing`.
 pub fn check(settings: &Settings) -> Result<(), ApiError> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    check_capabilities(&status)?;
+    check_capabilities(&status, settings.uplink)?;
     check_port(SocketAddr::new(settings.vtep, settings.vxlan_port))?;
     if settings.uplink == Uplink::Tap {
         check_tun(Path::new("/dev/net/tun"))?;
@@ -135,7 +137,8 @@ pub fn check(settings: &Settings) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn check_capabilities(proc_status: &str) -> Result<(), ApiError> {
+/// Packet sockets need CAP_NET_RAW; TAP devices, which `auto` falls back to, do not.
+fn check_capabilities(proc_status: &str, uplink: Uplink) -> Result<(), ApiError> {
     let effective = proc_status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"));
@@ -144,6 +147,7 @@ fn check_capabilities(proc_status: &str) -> Result<(), ApiError> {
     };
     let missing: Vec<String> = CAPABILITIES
         .iter()
+        .filter(|(bit, _, _)| *bit != NET_RAW || uplink == Uplink::Packet)
         .filter(|(bit, _, _)| effective >> bit & 1 == 0)
         .map(|(_, name, purpose)| format!("{name} ({purpose})"))
         .collect();
@@ -216,11 +220,21 @@ mod tests {
 
     #[test]
     fn missing_capabilities_are_named() {
-        assert!(check_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n").is_ok());
-        let error = check_capabilities("CapEff:\t0000000000002000\n").unwrap_err();
+        let check = |status: &str| check_capabilities(status, Uplink::Packet);
+        assert!(check("Name:\tx\nCapEff:\t000001ffffffffff\n").is_ok());
+        let error = check("CapEff:\t0000000000002000\n").unwrap_err();
         assert_eq!(error.code, ErrorCode::CapabilityMissing);
         assert!(error.message.contains("CAP_NET_ADMIN") && error.message.contains("CAP_SYS_ADMIN"));
         assert!(!error.message.contains("CAP_NET_RAW"));
+    }
+
+    #[test]
+    fn only_packet_sockets_need_raw_rights() {
+        let without_raw = "CapEff:\t0000000000201000\n";
+        let error = check_capabilities(without_raw, Uplink::Packet).unwrap_err();
+        assert!(error.message.contains("CAP_NET_RAW"), "{error}");
+        assert!(check_capabilities(without_raw, Uplink::Tap).is_ok());
+        assert!(check_capabilities(without_raw, Uplink::Auto).is_ok());
     }
 
     #[test]
