@@ -232,7 +232,7 @@ fn names_ids_and_vnis_belong_to_one_network() {
         fixed.options.insert(OPTION_VXLANID_LIST.into(), vni.into());
         assert_eq!(code(&catalog, &fixed), expect, "{vni}");
     }
-    for name in ["", "-a", "a b", "a/b", "é", &"a".repeat(64)] {
+    for name in ["", "prune", "-a", "a b", "a/b", "é", &"a".repeat(64)] {
         assert_eq!(
             code(&catalog, &wish(name, &[])),
             ErrorCode::InvalidName,
