@@ -30,6 +30,20 @@ fn target(target: &str) -> AttachRequest {
     }
 }
 
+fn record(mac: &str, ip: &str, endpoint: Option<&str>) -> RecordRequest {
+    RecordRequest {
+        mac: mac.parse().unwrap(),
+        ips: vec![ip.parse().unwrap()],
+        vtep: "192.0.2.2".parse().unwrap(),
+        endpoint: endpoint.map(str::to_owned),
+        node: "n2".into(),
+        name: "db".into(),
+        aliases: vec![],
+        service: String::new(),
+        version: None,
+    }
+}
+
 /// A node that will not compare by itself, with one endpoint on network `web`.
 async fn node_at_rest() -> (Node, EndpointView) {
     with_one_endpoint(Node::start_with("3600").await).await
@@ -257,17 +271,7 @@ async fn a_network_the_kernel_does_not_let_go_stays_known() {
 async fn records_that_the_tables_refuse_are_not_kept() {
     let (node, _) = node_at_rest().await;
     let client = node.client();
-    let row = RecordRequest {
-        mac: "02:42:0a:00:01:09".parse().unwrap(),
-        ips: vec!["10.0.1.9".parse().unwrap()],
-        vtep: "192.0.2.2".parse().unwrap(),
-        endpoint: None,
-        node: "n2".into(),
-        name: "db".into(),
-        aliases: vec![],
-        service: String::new(),
-        version: None,
-    };
+    let row = record("02:42:0a:00:01:09", "10.0.1.9", None);
     let saved = std::fs::read(node.state_file()).unwrap();
     node.plumbing.world().failing = Some("put_remote");
     let refused = client.put_records("web", std::slice::from_ref(&row)).await;
@@ -293,4 +297,26 @@ async fn prune_keeps_networks_that_others_are_members_of() {
     client.add_vteps("b", &member).await.unwrap();
     let pruned = client.prune_networks().await.unwrap();
     assert_eq!(pruned.networks_deleted, ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_id_belongs_to_one_record() {
+    let (node, local) = node_at_rest().await;
+    let client = node.client();
+    let first = record("02:42:0a:00:01:09", "10.0.1.9", Some("e1"));
+    client
+        .put_records("web", std::slice::from_ref(&first))
+        .await
+        .unwrap();
+    for id in ["e1", &local.id] {
+        let second = record("02:42:0a:00:01:08", "10.0.1.8", Some(id));
+        let refused = client.put_records("web", &[second]).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::IdTaken, "{id}");
+    }
+    let moved = RecordRequest {
+        vtep: "192.0.2.3".parse().unwrap(),
+        ..first
+    };
+    let applied = client.put_records("web", &[moved]).await.unwrap();
+    assert!(applied.records[0].applied, "its own record may change");
 }

@@ -107,7 +107,7 @@ impl Agent {
     /// known is left out, with a note.
     ///
     /// # Errors
-    /// `invalid_mac`, `invalid_address`, `invalid_vtep`, `address_in_use`, `mac_in_use`,
+    /// `invalid_mac`, `invalid_address`, `invalid_vtep`, `address_in_use`, `mac_in_use`, `id_taken`,
     /// `state_not_saved`, `dataplane_failed`, those of [`Agent::records`].
     pub async fn put_records(
         &self,
@@ -362,6 +362,23 @@ fn check_conflicts(
                 record.mac, local.name
             ),
             "a record describes an endpoint of another node: check --vtep and the MAC",
+        ));
+    }
+    let local = live.node.endpoints.get(&record.endpoint);
+    let other = remote
+        .of_network(&network.id)
+        .find(|other| other.endpoint == record.endpoint && other.mac != record.mac);
+    let owner = local
+        .map(|e| format!("local endpoint \"{}\"", e.name))
+        .or_else(|| other.map(|o| format!("{} on {}", o.mac, o.vtep)));
+    if let Some(owner) = owner {
+        return Err(ApiError::new(
+            ErrorCode::IdTaken,
+            format!("endpoint id {} belongs to {owner}", record.endpoint),
+            format!(
+                "leave --endpoint out, or remove the old record: weft fdb del {} MAC",
+                network.name
+            ),
         ));
     }
     for ip in &record.ips {
