@@ -93,7 +93,7 @@ fn the_service_manager_is_told_of_readiness_and_of_the_end() {
     assert!(!workload.links().contains("eth0"));
     assert_eq!(names_in(&node.run_dir()), ["agent.lock", "netns"]);
     assert_eq!(node.networks_in_kernel(), 0);
-    assert!(!weft::agent::preflight::is_locked(&node.run_dir()));
+    assert!(weft::agent::preflight::lock_existing(&[&node.run_dir()]).is_ok());
     assert_eq!(node.space.links().lines().count(), 1, "the loopback");
 }
 

@@ -425,6 +425,29 @@ fn destructive_commands_ask() {
 }
 
 #[test]
+fn a_wrong_time_limit_in_the_environment_is_refused() {
+    for value in ["0", "soon", "-1"] {
+        let mut command = program();
+        command.env("WEFT_TIMEOUT", value).arg("ps");
+        let said = run(command).fails(2, "invalid_config");
+        assert!(said.contains(value), "{said}");
+    }
+}
+
+#[test]
+fn waiting_for_a_status_ends_in_time_though_the_agent_is_stuck() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("weft.sock");
+    let _listens = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut command = program();
+    command.arg("--socket").arg(&socket);
+    command.args(["status", "--wait", "1"]);
+    let start = std::time::Instant::now();
+    run(command).fails(7, "timeout");
+    assert!(start.elapsed() < std::time::Duration::from_secs(15));
+}
+
+#[test]
 fn configuration_is_shown_with_origins_and_checked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");

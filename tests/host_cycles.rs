@@ -64,7 +64,9 @@ async fn a_hundred_cycles_leave_equal_counts() {
         detach(&stays.netns_path, &endpoint.id).await.unwrap();
         times[2].push(start.elapsed());
         let start = Instant::now();
-        remove_network(&passing.netns_path).await.unwrap();
+        remove_network(&passing.netns_path, &passing.id)
+            .await
+            .unwrap();
         times[3].push(start.elapsed());
 
         if cycle == 0 {

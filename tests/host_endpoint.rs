@@ -57,7 +57,7 @@ async fn a_workload_is_named_by_name_path_or_process() {
         let attached = attach(&spec).await.unwrap();
         assert_eq!(attached.ifname, "eth0");
         assert_eq!(attached.host_ifname, host_ifname(&spec.id));
-        assert!(workload_alive(&spec.workload, attached.netns_id));
+        assert!(workload_alive(&spec.workload, attached.netns_id).unwrap());
         assert!(ping(&spec.workload.path(), "10.0.1.254"));
     }
 }
@@ -179,6 +179,13 @@ async fn missing_networks_and_workloads_are_told_apart() {
     assert!(matches!(error, HostError::NoWorkload { .. }), "{error}");
 
     spec.workload = WorkloadRef::Name(name);
+    spec.netns_id = Some(1);
+    let before = snapshot(&made.netns_path);
+    let error = attach(&spec).await.unwrap_err();
+    assert!(matches!(error, HostError::OtherWorkload { .. }), "{error}");
+    assert_same(&before, &snapshot(&made.netns_path), "by a refusal");
+    spec.netns_id = None;
+
     spec.segment_index = 1;
     let error = attach(&spec).await.unwrap_err();
     assert!(error.to_string().contains("br1"), "{error}");
@@ -614,7 +621,7 @@ async fn removing_a_network_takes_its_interfaces_from_workloads() {
     attach(&place.endpoint(&network, &name, "10.0.1.2/24"))
         .await
         .unwrap();
-    weft::host::remove_network(&network.netns_path)
+    weft::host::remove_network(&network.netns_path, &network.id)
         .await
         .unwrap();
     assert!(link(&named(&name), "eth0").await.is_none());

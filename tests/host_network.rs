@@ -187,7 +187,7 @@ async fn a_tap_is_finished_once_it_is_there() {
     finish_tap(&spec, 0).await.unwrap();
     let again = ensure_network(&spec).await.unwrap();
     assert_eq!(again.segments[0].held_ifindex, Some(index));
-    remove_network(path).await.unwrap();
+    remove_network(path, &spec.id).await.unwrap();
     assert!(!path.exists());
 }
 
@@ -215,9 +215,9 @@ async fn removal_is_complete_and_may_be_repeated() {
     let Some(place) = Place::new() else { return };
     let spec = place.network(&[&["10.0.1.254/24"], &["10.0.2.254/24"]]);
     ensure_network(&spec).await.unwrap();
-    remove_network(&spec.netns_path).await.unwrap();
+    remove_network(&spec.netns_path, &spec.id).await.unwrap();
     assert!(!spec.netns_path.exists());
-    remove_network(&spec.netns_path).await.unwrap();
+    remove_network(&spec.netns_path, &spec.id).await.unwrap();
     ensure_network(&spec).await.unwrap();
 }
 
@@ -233,7 +233,9 @@ async fn namespaces_of_others_are_left_alone() {
     let before = snapshot(&spec.netns_path);
     let error = ensure_network(&spec).await.unwrap_err();
     assert!(matches!(error, HostError::Foreign { .. }), "{error}");
-    let error = remove_network(&spec.netns_path).await.unwrap_err();
+    let error = remove_network(&spec.netns_path, &spec.id)
+        .await
+        .unwrap_err();
     assert!(matches!(error, HostError::Foreign { .. }), "{error}");
     assert_same(&before, &snapshot(&spec.netns_path), "a second time");
 
@@ -243,6 +245,16 @@ async fn namespaces_of_others_are_left_alone() {
     second.netns_path = first.netns_path.clone();
     let error = ensure_network(&second).await.unwrap_err();
     assert!(matches!(error, HostError::Foreign { .. }), "{error}");
+    let before = snapshot(&first.netns_path);
+    let error = remove_network(&first.netns_path, &second.id)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, HostError::Foreign { .. }), "{error}");
+    assert_same(
+        &before,
+        &snapshot(&first.netns_path),
+        "by another's removal",
+    );
 }
 
 #[tokio::test]
@@ -305,7 +317,9 @@ async fn networks_can_be_made_side_by_side() {
         .collect();
     let made = futures_util::future::join_all(specs.iter().map(ensure_network)).await;
     assert!(made.iter().all(Result::is_ok), "{made:?}");
-    let removed = specs.iter().map(|spec| remove_network(&spec.netns_path));
+    let removed = specs
+        .iter()
+        .map(|spec| remove_network(&spec.netns_path, &spec.id));
     let removed = futures_util::future::join_all(removed).await;
     assert!(removed.iter().all(Result::is_ok), "{removed:?}");
 }

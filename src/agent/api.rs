@@ -605,4 +605,7 @@ pub struct ResetReport {
     pub endpoints: usize,
     /// Further kernel objects found and removed.
     pub swept: Vec<String>,
+    /// What could not be removed, and why.
+    #[serde(default)]
+    pub failures: Vec<String>,
 }

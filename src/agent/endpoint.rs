@@ -105,13 +105,18 @@ pub struct Choice {
 /// `invalid_address`, `address_in_use`, `addresses_exhausted`, `invalid_mac`, `mac_in_use`.
 pub fn choose(network: &Network, wish: &AttachRequest, taken: &Taken) -> Result<Choice, ApiError> {
     let fixed = check_fixed(network, &wish.ips, taken)?;
+    // Without a wish the MAC is made from the IPv4 address: one that makes somebody's MAC will not do.
+    let unfit: BTreeSet<IpAddr> = match wish.mac {
+        Some(_) => BTreeSet::new(),
+        None => taken.macs.iter().filter_map(made_from).collect(),
+    };
     let candidates: Vec<usize> = match fixed.segment {
         Some(index) => vec![index],
         None => (0..network.segments.len()).collect(),
     };
     let mut refusal = None;
     for index in candidates {
-        match fill(&network.segments[index], &fixed, taken) {
+        match fill(&network.segments[index], &fixed, taken, &unfit) {
             Ok(ips) => {
                 let mac = choose_mac(network, wish.mac, &ips, taken)?;
                 return Ok(Choice {
@@ -139,6 +144,15 @@ fn check_fixed(network: &Network, ips: &[IpAddr], taken: &Taken) -> Result<Fixed
         let (index, segment) = network.segment_of(ip).ok_or_else(|| outside(network, ip))?;
         let subnet = segment.subnet_of(ip).ok_or_else(|| outside(network, ip))?;
         check_usable(subnet, ip)?;
+        if let Some((name, _)) = subnet.reserved.iter().find(|(_, own)| **own == ip) {
+            return Err(invalid_address(
+                format!(
+                    "address {ip} is reserved on network \"{}\" as \"{name}\"",
+                    network.name
+                ),
+                "choose another address, or leave --ip out to get a free one",
+            ));
+        }
         if let Some(owner) = taken.ips.get(&ip) {
             return Err(ApiError::new(
                 ErrorCode::AddressInUse,
@@ -209,7 +223,19 @@ pub fn check_remote_address(network: &Network, ip: IpAddr) -> Result<usize, ApiE
     Ok(index)
 }
 
-fn fill(segment: &Segment, fixed: &Fixed, taken: &Taken) -> Result<Vec<IpNetwork>, ApiError> {
+/// The address that [`Mac::from_ipv4`] makes this MAC from.
+fn made_from(mac: &Mac) -> Option<IpAddr> {
+    let [_, _, a, b, c, d] = mac.0;
+    let ip = std::net::Ipv4Addr::new(a, b, c, d);
+    (Mac::from_ipv4(ip) == *mac).then_some(IpAddr::V4(ip))
+}
+
+fn fill(
+    segment: &Segment,
+    fixed: &Fixed,
+    taken: &Taken,
+    unfit: &BTreeSet<IpAddr>,
+) -> Result<Vec<IpNetwork>, ApiError> {
     let mut ips = Vec::with_capacity(2);
     for subnet in segment.subnets() {
         let wanted = if subnet.prefix.is_ipv4() {
@@ -219,7 +245,7 @@ fn fill(segment: &Segment, fixed: &Fixed, taken: &Taken) -> Result<Vec<IpNetwork
         };
         let ip = match wanted {
             Some(ip) => ip,
-            None => lowest_free(subnet, taken).ok_or_else(|| exhausted(subnet, taken))?,
+            None => lowest_free(subnet, taken, unfit).ok_or_else(|| exhausted(subnet, taken))?,
         };
         let with_prefix = IpNetwork::new(ip, subnet.prefix.prefix());
         ips.push(with_prefix.map_err(|e| ApiError::internal(e.to_string()))?);
@@ -227,14 +253,16 @@ fn fill(segment: &Segment, fixed: &Fixed, taken: &Taken) -> Result<Vec<IpNetwork
     Ok(ips)
 }
 
-/// The lowest address of the subnet's range that nobody has: not gateway, network, broadcast or reserved.
-pub fn lowest_free(subnet: &Subnet, taken: &Taken) -> Option<IpAddr> {
+/// The lowest address of the subnet's range that nobody has: not gateway, network, broadcast, reserved or
+/// unfit.
+fn lowest_free(subnet: &Subnet, taken: &Taken, unfit: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let range = subnet.range.unwrap_or(subnet.prefix);
     let (first, last) = (to_bits(range.network()), to_bits(range.broadcast()));
     let v4 = range.is_ipv4();
     let mut used: BTreeSet<u128> = taken
         .ips
         .keys()
+        .chain(unfit)
         .filter(|ip| ip.is_ipv4() == v4)
         .map(|ip| to_bits(*ip))
         .collect();
@@ -417,17 +445,54 @@ mod tests {
     }
 
     #[test]
+    fn a_mac_given_by_hand_does_not_block_the_address_it_looks_made_from() {
+        let net = network(vec![(subnet("10.0.1.0/24", "10.0.1.1"), None)]);
+        let mut taken = taken(&["10.0.1.9"]);
+        taken.macs.insert(Mac([0x02, 0x42, 10, 0, 1, 2]));
+        taken.macs.insert(Mac([0x02, 0x43, 10, 0, 1, 3]));
+        let choice = choose(&net, &wish(&[]), &taken).unwrap();
+        assert_eq!(choice.ips, ["10.0.1.3/24".parse().unwrap()]);
+        let by_hand = AttachRequest {
+            mac: Some(Mac([0x02, 0, 0, 0, 0, 7])),
+            ..wish(&[])
+        };
+        let choice = choose(&net, &by_hand, &taken).unwrap();
+        assert_eq!(choice.ips, ["10.0.1.2/24".parse().unwrap()]);
+        let error = choose(&net, &wish(&["10.0.1.2"]), &taken).unwrap_err();
+        assert_eq!(error.code, ErrorCode::MacInUse);
+    }
+
+    #[test]
+    fn a_reserved_address_is_not_given_on_request_either() {
+        let mut reserving = subnet("10.0.1.0/24", "10.0.1.1");
+        let router = ("router".into(), "10.0.1.5".parse().unwrap());
+        reserving.reserved.extend([router]);
+        let net = network(vec![(reserving, None)]);
+        let error = choose(&net, &wish(&["10.0.1.5"]), &taken(&[])).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidAddress);
+        assert!(error.message.contains("router"), "{error}");
+        assert!(
+            check_remote_address(&net, "10.0.1.5".parse().unwrap()).is_ok(),
+            "it may be an endpoint of another node"
+        );
+    }
+
+    #[test]
     fn ranges_and_reserved_addresses_are_kept() {
         let mut v4 = subnet("10.0.1.0/24", "10.0.1.1");
         v4.range = Some("10.0.1.128/30".parse().unwrap());
         v4.reserved
             .insert("printer".into(), "10.0.1.128".parse().unwrap());
         assert_eq!(
-            lowest_free(&v4, &taken(&[])),
+            lowest_free(&v4, &taken(&[]), &BTreeSet::new()),
             Some("10.0.1.129".parse().unwrap())
         );
         assert_eq!(
-            lowest_free(&v4, &taken(&["10.0.1.129", "10.0.1.130", "10.0.1.131"])),
+            lowest_free(
+                &v4,
+                &taken(&["10.0.1.129", "10.0.1.130", "10.0.1.131"]),
+                &BTreeSet::new()
+            ),
             None
         );
     }

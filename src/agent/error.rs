@@ -104,7 +104,7 @@ codes! {
     AmbiguousReference = "ambiguous_reference", 409, ERROR;
     /// The name belongs to another network or endpoint.
     NameTaken = "name_taken", 409, ERROR;
-    /// The id belongs to another network.
+    /// The id belongs to another endpoint; or it, or its first 12 characters, to another network.
     IdTaken = "id_taken", 409, ERROR;
     /// The VNI belongs to another network.
     VniTaken = "vni_taken", 409, ERROR;

@@ -1,13 +1,14 @@
 //! The [`Agent`] handle: one node's live state, and how it starts, persists and stops.
 //!
-//! Locks, always taken in this order: a network's own lock (async, held for a whole verb), the file lock
-//! (async, while saving), the state mutex (short, never across an await). Verbs live in [`super::verbs`].
+//! Locks, always taken in this order: the gate (async; shared by verbs on one network, held alone by a
+//! reset), a network's own lock (async, held for a whole verb), the file lock (async, while saving), the
+//! state mutex (short, never across an await). Verbs live in [`super::verbs`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::api::HealthItem;
 use super::config::Settings;
@@ -41,6 +42,14 @@ pub(super) struct Inner {
     live: Mutex<Live>,
     file: tokio::sync::Mutex<StateFile>,
     networks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    gate: Arc<RwLock<()>>,
+}
+
+/// The right to change one network.
+#[derive(Debug)]
+pub(super) struct Turn {
+    _network: OwnedMutexGuard<()>,
+    _gate: OwnedRwLockReadGuard<()>,
 }
 
 /// What changes.
@@ -137,6 +146,7 @@ impl Agent {
             live: Mutex::new(live),
             file: tokio::sync::Mutex::new(file),
             networks: Mutex::default(),
+            gate: Arc::default(),
         };
         let agent = Agent {
             inner: Arc::new(inner),
@@ -158,6 +168,7 @@ impl Agent {
             let report = self.take_everything_down().await;
             tracing::info!(
                 endpoints = report.endpoints,
+                left = ?report.failures,
                 "removed what was in the kernel"
             );
         }
@@ -189,8 +200,15 @@ impl Agent {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for its turn on one network. Verbs on different networks run side by side.
-    pub(super) async fn lock_network(&self, id: &str) -> OwnedMutexGuard<()> {
+    /// Waits until no verb runs, and keeps others from beginning.
+    pub(super) async fn lock_everything(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.inner.gate).write_owned().await
+    }
+
+    /// Waits for its turn on one network. Verbs on different networks run side by side. Not to be called
+    /// with a turn in hand: a waiting reset lets nobody in.
+    pub(super) async fn lock_network(&self, id: &str) -> Turn {
+        let gate = Arc::clone(&self.inner.gate).read_owned().await;
         let lock = {
             let mut locks = self
                 .inner
@@ -201,7 +219,10 @@ impl Agent {
             locks.retain(|key, lock| key == id || Arc::strong_count(lock) > 1);
             Arc::clone(locks.entry(id.to_owned()).or_default())
         };
-        lock.lock_owned().await
+        Turn {
+            _network: lock.lock_owned().await,
+            _gate: gate,
+        }
     }
 
     /// Writes the state as it is now. Later calls write at least what earlier ones did.
@@ -229,6 +250,15 @@ impl Agent {
 
     /// Makes or repairs a network in kernel and tables, with every record known. The caller holds its lock.
     pub(super) async fn bring_up(&self, network: &Network) -> Result<NetworkUp, ApiError> {
+        let result = self.bring_up_now(network).await;
+        if result.is_err() {
+            // Whatever is left of it, the next comparison goes through all of it again.
+            self.live().up.remove(&network.id);
+        }
+        result
+    }
+
+    async fn bring_up_now(&self, network: &Network) -> Result<NetworkUp, ApiError> {
         let up = self.plumbing().network_up(NetworkPlan::of(network)).await?;
         if let Err(error) = self.fill_tables(network) {
             // Without endpoints nobody misses it. With some, as after a restart, workloads keep their

@@ -166,6 +166,9 @@ impl Builtin {
     }
 }
 
+/// `/v1/networks/prune` would mean a network of this name, too.
+const RESERVED_NAME: &str = "prune";
+
 /// Names of the networks every node has.
 pub const BUILTIN_NAMES: [&str; 5] = ["bridge", "docker_gwbridge", "host", "ingress", "none"];
 
@@ -324,6 +327,13 @@ impl Catalog {
     ) -> Result<Plan, ApiError> {
         check_kind(wish)?;
         check_name(&wish.name)?;
+        if wish.name == RESERVED_NAME {
+            return Err(ApiError::new(
+                ErrorCode::InvalidName,
+                format!("\"{RESERVED_NAME}\" cannot be a network's name: it is a word of the API"),
+                "choose another name",
+            ));
+        }
         check_labels(&wish.labels)?;
         let options = Options::parse(&wish.options, wish.enable_ipv6, fresh.vtep)?;
         let id = wish.id.clone().unwrap_or_else(|| fresh.id.clone());
@@ -405,13 +415,17 @@ impl Catalog {
                 ),
             ));
         }
-        if let Some(found) = self.all().find(|f| f.id() == network.id) {
+        // Kernel objects are named by the short id.
+        let short = ident::short(&network.id);
+        if let Some(found) = self.all().find(|f| ident::short(f.id()) == short) {
             return Err(ApiError::new(
                 ErrorCode::IdTaken,
                 format!(
-                    "network id {} belongs to network \"{}\"",
+                    "network id {} begins like that of network \"{}\": the first {} characters name its \
+                     namespace",
                     network.id,
-                    found.name()
+                    found.name(),
+                    short.len()
                 ),
                 "leave --id out to get a fresh one",
             ));

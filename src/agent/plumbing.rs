@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::api::DataplaneStatus;
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorCode};
 use super::network::Network;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
@@ -101,6 +101,8 @@ pub struct EndpointPlan {
     pub id: String,
     /// The workload's namespace, as the user named it.
     pub target: String,
+    /// The inode that namespace must have.
+    pub netns_inode: u64,
     /// MAC of the interface.
     pub mac: Mac,
     /// Addresses with prefix length.
@@ -121,6 +123,7 @@ impl EndpointPlan {
             segment: endpoint.segment,
             id: endpoint.id.clone(),
             target: endpoint.target.clone(),
+            netns_inode: endpoint.netns_inode,
             mac: endpoint.mac,
             ips: endpoint.ips.clone(),
             ifname: (!endpoint.ifname.is_empty()).then(|| endpoint.ifname.clone()),
@@ -180,6 +183,26 @@ pub struct Underlay {
     pub mtu: u32,
 }
 
+/// What the kernel has of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Endpoints whose kernel objects exist.
+    pub endpoints: BTreeSet<String>,
+    /// Those of them that somebody took down or off the network's bridge.
+    pub damaged: BTreeSet<String>,
+    /// What else is not as it was made, in words. Only of a network that is forwarded for.
+    pub faults: Vec<String>,
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// What was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failures: Vec<String>,
+}
+
 /// What a sweep must leave alone: endpoint ids by network id.
 pub type Keep = BTreeMap<String, BTreeSet<String>>;
 
@@ -188,10 +211,13 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
     /// Finds a workload's namespace.
     fn workload(&self, target: &str) -> Outcome<Workload>;
 
-    /// Whether the target still leads to the namespace with that inode.
-    fn workload_alive(&self, target: &str, netns_inode: u64) -> bool {
-        self.workload(target)
-            .is_ok_and(|found| found.netns_inode == netns_inode)
+    /// Whether the target still leads to the namespace with that inode. An error tells neither.
+    fn workload_alive(&self, target: &str, netns_inode: u64) -> Outcome<bool> {
+        match self.workload(target) {
+            Ok(found) => Ok(found.netns_inode == netns_inode),
+            Err(error) if error.code == ErrorCode::TargetNotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The device that carries the VTEP.
@@ -214,11 +240,14 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
         endpoint: &'a str,
     ) -> BoxFuture<'a, Outcome<()>>;
 
-    /// The endpoints whose kernel objects exist in a network; `None` if the network does not exist.
-    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>>;
+    /// What the kernel has of a network; `None` if the network does not exist.
+    fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>>;
+
+    /// Whether tables and workers have the network. A verb that fails may have let it go.
+    fn forwards(&self, network: &str) -> bool;
 
     /// Removes everything of this agent's in the kernel but what is to be kept; tells what that was.
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>>;
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>>;
 
     /// Puts an endpoint of this node into the tables of a network that is up.
     fn put_local(&self, record: &EndpointRecord) -> Outcome<()>;

@@ -44,10 +44,18 @@ pub fn lock(settings: &Settings) -> Result<Locks, ApiError> {
     Ok(Locks { _files: files })
 }
 
-/// Tells whether an agent holds the run directory now.
-pub fn is_locked(run_dir: &Path) -> bool {
-    let file = OpenOptions::new().read(true).open(run_dir.join(LOCK_FILE));
-    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+/// Locks those of the directories that exist.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_existing(dirs: &[&Path]) -> Result<Locks, ApiError> {
+    let mut files = Vec::new();
+    for (index, dir) in dirs.iter().enumerate() {
+        if dir.is_dir() && !dirs[..index].contains(dir) {
+            files.push(lock_dir(dir, 0o700)?);
+        }
+    }
+    Ok(Locks { _files: files })
 }
 
 fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
@@ -255,7 +263,6 @@ mod tests {
     fn a_directory_is_locked_once() {
         let dir = tempfile::tempdir().unwrap();
         let held = lock_dir(&dir.path().join("run"), 0o755).unwrap();
-        assert!(is_locked(&dir.path().join("run")));
         let error = lock_dir(&dir.path().join("run"), 0o755).unwrap_err();
         assert_eq!(error.code, ErrorCode::AlreadyRunning);
         assert!(
@@ -264,6 +271,24 @@ mod tests {
         );
         drop(held);
         assert!(lock_dir(&dir.path().join("run"), 0o755).is_ok());
-        assert!(!is_locked(&dir.path().join("never")));
+    }
+
+    #[test]
+    fn either_directory_in_use_keeps_others_out_of_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, state) = (dir.path().join("run"), dir.path().join("state"));
+        let never = dir.path().join("never");
+        let held = lock_dir(&state, 0o700).unwrap();
+        fs::create_dir(&run).unwrap();
+        let error = lock_existing(&[&run, &state]).unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyRunning);
+        drop(held);
+        let held = lock_existing(&[&run, &run, &never, &state]).unwrap();
+        assert_eq!(
+            lock_dir(&run, 0o755).unwrap_err().code,
+            ErrorCode::AlreadyRunning
+        );
+        drop(held);
+        assert!(!never.exists(), "what is not there is not made");
     }
 }

@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorCode};
 use super::events::Event;
 use super::handle::Agent;
 use super::network::Network;
-use super::plumbing::{EndpointPlan, Keep};
+use super::plumbing::{EndpointPlan, Keep, NetworkPlan};
 use super::task::pause;
 
 /// One repair.
@@ -33,10 +33,14 @@ pub enum Step {
 pub struct Observed {
     /// Endpoints with kernel objects; `None`: the network's namespace does not exist.
     pub present: Option<BTreeSet<String>>,
+    /// Those of them that are not as they were made.
+    pub damaged: BTreeSet<String>,
     /// Endpoints whose workload is gone.
     pub gone: BTreeSet<String>,
     /// Whether this agent already forwards for the network.
     pub forwarding: bool,
+    /// Whether the network itself is not as it was made.
+    pub faulty: bool,
 }
 
 /// The repairs that lead from what was seen to what should be, in the order to apply them.
@@ -58,14 +62,13 @@ pub fn diff(desired: &BTreeSet<String>, observed: &Observed) -> Vec<Step> {
         return steps;
     }
     let whole = observed.forwarding && observed.present.is_some();
-    if !whole {
+    if !whole || observed.faulty {
         steps.push(Step::Up);
     }
     steps.extend(strays);
     // A network that is taken over may hold half-made interfaces: every one is gone through.
-    let plug = staying
-        .into_iter()
-        .filter(|id| !whole || !present.contains(id));
+    let sound = |id: &String| whole && present.contains(id) && !observed.damaged.contains(id);
+    let plug = staying.into_iter().filter(|id| !sound(id));
     steps.extend(plug.map(Step::Plug));
     steps
 }
@@ -93,11 +96,24 @@ pub async fn at_start(agent: &Agent) {
         .collect()
     };
     match agent.plumbing().sweep(keep).await {
-        Ok(swept) => swept
-            .into_iter()
-            .for_each(|object| agent.emit(Event::Swept { object })),
+        Ok(swept) => {
+            for object in swept.removed {
+                agent.emit(Event::Swept { object });
+            }
+            if !swept.failures.is_empty() {
+                agent.trouble("sweep", "kernel_refused", &left_behind(&swept.failures));
+            }
+        }
         Err(error) => agent.trouble("sweep", "kernel_refused", &error),
     }
+}
+
+fn left_behind(failures: &[String]) -> ApiError {
+    ApiError::new(
+        ErrorCode::KernelRefused,
+        format!("leftovers could not be removed: {}", failures.join("; ")),
+        "free what holds them, then restart the agent: systemctl restart weft",
+    )
 }
 
 /// Starts the task that compares at every interval.
@@ -133,6 +149,7 @@ async fn look_at_underlay(agent: &Agent) {
         Ok(found) => {
             let before = std::mem::replace(&mut agent.live().underlay_mtu, found.mtu);
             agent.well_again("underlay");
+            // Each network's MTU is compared by itself.
             if before != 0 && before != found.mtu {
                 tracing::info!(
                     device = found.ifname,
@@ -140,28 +157,9 @@ async fn look_at_underlay(agent: &Agent) {
                     now = found.mtu,
                     "underlay MTU changed"
                 );
-                refresh_all(agent).await;
             }
         }
         Err(error) => agent.trouble("underlay", "vtep_missing", &error),
-    }
-}
-
-/// Applies a new underlay MTU to every network that is up.
-async fn refresh_all(agent: &Agent) {
-    for network in networks(agent) {
-        let _turn = agent.lock_network(&network.id).await;
-        let endpoints: Vec<Endpoint> = agent.live().endpoints_of(&network.id).cloned().collect();
-        if !agent.live().up.contains_key(&network.id) {
-            continue;
-        }
-        let mut result = agent.bring_up(&network).await.map(drop);
-        for endpoint in &endpoints {
-            if result.is_ok() {
-                result = plug(agent, &network, endpoint).await;
-            }
-        }
-        report(agent, &network, result);
     }
 }
 
@@ -172,17 +170,28 @@ async fn repair(agent: &Agent, network: &Network) {
     if agent.live().network(&network.id).is_err() {
         return;
     }
-    let endpoints: Vec<Endpoint> = agent.live().endpoints_of(&network.id).cloned().collect();
-    let result = match observe(agent, network, &endpoints).await {
-        Ok(observed) => {
-            let desired = endpoints.iter().map(|e| e.id.clone()).collect();
-            let steps = diff(&desired, &observed);
-            apply(agent, network, &endpoints, &observed, steps).await
+    let mut result = Ok(true);
+    for _ in 0..ROUNDS {
+        if let Ok(true) = result {
+            result = repair_once(agent, network).await;
         }
-        Err(error) => Err(error),
-    };
-    report(agent, network, result);
+    }
+    report(agent, network, result.map(drop));
 }
+
+/// Tells whether anything was done.
+async fn repair_once(agent: &Agent, network: &Network) -> Result<bool, ApiError> {
+    let endpoints: Vec<Endpoint> = agent.live().endpoints_of(&network.id).cloned().collect();
+    let observed = observe(agent, network, &endpoints).await?;
+    let desired = endpoints.iter().map(|e| e.id.clone()).collect();
+    let steps = diff(&desired, &observed);
+    let any = !steps.is_empty();
+    apply(agent, network, &endpoints, &observed, steps).await?;
+    Ok(any)
+}
+
+/// A repair of a network, its MTU or its bridge, shows what its endpoints need: one more look.
+const ROUNDS: usize = 2;
 
 fn report(agent: &Agent, network: &Network, result: Result<(), ApiError>) {
     let key = format!("network {}", network.name);
@@ -202,17 +211,45 @@ async fn observe(
         // What a killed agent left of it is swept at the start.
         return Ok(Observed::default());
     }
-    let present = agent.plumbing().present(&network.id).await?;
-    let gone = endpoints
-        .iter()
-        .filter(|e| !agent.plumbing().workload_alive(&e.target, e.netns_inode))
-        .map(|e| e.id.clone())
-        .collect();
-    Ok(Observed {
-        present,
+    let present = agent.plumbing().present(NetworkPlan::of(network)).await?;
+    let mut gone = BTreeSet::new();
+    for endpoint in endpoints {
+        let key = endpoint_key(network, endpoint);
+        match agent
+            .plumbing()
+            .workload_alive(&endpoint.target, endpoint.netns_inode)
+        {
+            Ok(true) => agent.well_again(&key),
+            Ok(false) => drop(gone.insert(endpoint.id.clone())),
+            // A lack of descriptors or memory says nothing about the workload.
+            Err(error) => agent.trouble(&key, error.code.as_str(), &error),
+        }
+    }
+    let mut observed = Observed {
         gone,
         forwarding,
-    })
+        damaged: outdated(agent, network, endpoints),
+        ..Observed::default()
+    };
+    if let Some(present) = present {
+        if !present.faults.is_empty() {
+            tracing::warn!(network = network.name, faults = ?present.faults, "not as it was made");
+        }
+        observed.faulty = !present.faults.is_empty();
+        observed.damaged.extend(present.damaged);
+        observed.present = Some(present.endpoints);
+    }
+    Ok(observed)
+}
+
+/// Endpoints whose interface was made for another MTU than the network has.
+fn outdated(agent: &Agent, network: &Network, endpoints: &[Endpoint]) -> BTreeSet<String> {
+    let live = agent.live();
+    let mtu = live.up.get(&network.id).map(|up| up.mtu);
+    let other = endpoints
+        .iter()
+        .filter(|e| mtu.is_some() && live.mtus.get(&e.id).copied() != mtu);
+    other.map(|e| e.id.clone()).collect()
 }
 
 async fn apply(
@@ -260,6 +297,10 @@ async fn apply_one(
                 .present
                 .as_ref()
                 .is_some_and(|present| present.contains(id));
+            if adopted && observed.forwarding {
+                tracing::info!(network = network.name, endpoint = endpoint.name, "repaired");
+                return Ok(());
+            }
             let (network, endpoint, name) = (network.id.clone(), id.clone(), endpoint.name.clone());
             agent.emit(if adopted {
                 Event::EndpointAdopted {
@@ -287,7 +328,12 @@ async fn apply_one(
     }
 }
 
-async fn plug(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+/// Makes or repairs an endpoint's interface. The caller holds the network's lock.
+pub(super) async fn plug(
+    agent: &Agent,
+    network: &Network,
+    endpoint: &Endpoint,
+) -> Result<(), ApiError> {
     let up = agent
         .plumbing()
         .endpoint_up(EndpointPlan::of(network, endpoint))
@@ -296,7 +342,18 @@ async fn plug(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(
     Ok(())
 }
 
-async fn forget(agent: &Agent, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+/// Names an endpoint's trouble.
+pub(super) fn endpoint_key(network: &Network, endpoint: &Endpoint) -> String {
+    format!("endpoint {} of {}", endpoint.name, network.name)
+}
+
+/// Takes an endpoint whose workload is gone out of state, tables and kernel. The caller holds the
+/// network's lock.
+pub(super) async fn forget(
+    agent: &Agent,
+    network: &Network,
+    endpoint: &Endpoint,
+) -> Result<(), ApiError> {
     agent.live().node.endpoints.remove(&endpoint.id);
     if let Err(error) = agent.save().await {
         agent
@@ -328,6 +385,7 @@ mod tests {
             present: present.map(set),
             gone: set(gone),
             forwarding,
+            ..Observed::default()
         }
     }
 
@@ -378,6 +436,16 @@ mod tests {
     }
 
     #[test]
+    fn damage_is_repaired_where_it_is() {
+        let mut observed = seen(Some(&["a", "b"]), &[], true);
+        observed.faulty = true;
+        assert_eq!(steps(&["a", "b"], &observed), [Step::Up]);
+        observed.faulty = false;
+        observed.damaged = set(&["b"]);
+        assert_eq!(steps(&["a", "b"], &observed), [Step::Plug("b".into())]);
+    }
+
+    #[test]
     fn strays_go() {
         assert_eq!(
             steps(&["a"], &seen(Some(&["a", "x"]), &[], true)),
@@ -391,8 +459,8 @@ mod tests {
 
     #[test]
     fn applying_the_steps_leads_to_agreement() {
-        // Every combination of two endpoints wanted, present, gone, and of the network's own state.
-        for bits in 0u32..256 {
+        // Every combination of two endpoints wanted, present, gone, damaged, and of the network's own state.
+        for bits in 0u32..2048 {
             let pick = |shift: u32| {
                 let mut ids = Vec::new();
                 if bits >> shift & 1 == 1 {
@@ -406,6 +474,8 @@ mod tests {
             let mut desired = set(&pick(0));
             let there = bits >> 6 & 1 == 1;
             let mut observed = seen(there.then_some(&pick(2)[..]), &pick(4), bits >> 7 & 1 == 1);
+            observed.faulty = bits >> 8 & 1 == 1;
+            observed.damaged = set(&pick(9));
             for step in diff(&desired, &observed) {
                 match step {
                     Step::Forget(id) => {
@@ -416,11 +486,15 @@ mod tests {
                     }
                     Step::Up => {
                         observed.forwarding = true;
+                        observed.faulty = false;
                         observed.present.get_or_insert_default();
                     }
-                    Step::Plug(id) => assert!(
-                        observed.present.as_mut().unwrap().insert(id) || observed.forwarding
-                    ),
+                    Step::Plug(id) => {
+                        observed.damaged.remove(&id);
+                        assert!(
+                            observed.present.as_mut().unwrap().insert(id) || observed.forwarding
+                        );
+                    }
                     Step::Stray(id) => assert!(observed.present.as_mut().unwrap().remove(&id)),
                     Step::Down => {
                         observed = Observed {
@@ -430,7 +504,7 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(diff(&desired, &observed), [], "{bits:08b}");
+            assert_eq!(diff(&desired, &observed), [], "{bits:011b}");
         }
     }
 }

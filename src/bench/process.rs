@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
@@ -315,6 +315,11 @@ impl Helper {
 /// Always, as success does not return.
 pub fn exec_in_netns(netns: &str, program: &[String]) -> anyhow::Result<std::convert::Infallible> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("ask to end with the bench")?;
+    // The bench blocks the signals it waits for, and a mask outlives exec: the program would not hear
+    // SIGTERM.
+    SigSet::empty()
+        .thread_set_mask()
+        .context("let signals through")?;
     let failure = Command::new("ip")
         .args(["netns", "exec", netns])
         .args(program)

@@ -120,11 +120,12 @@ pub fn main<M: Subcommand>(
             return ExitCode::from(if usage { exit::USAGE } else { exit::OK });
         }
     };
-    let context = Context::new(cli.globals, Cli::<M>::command);
-    let json = context.json;
+    let json = cli.globals.json;
     let done = match cli.command {
         Command::More(command) => return more(command),
-        command => run(command, context),
+        command => {
+            Context::new(cli.globals, Cli::<M>::command).and_then(|context| run(command, context))
+        }
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -150,7 +151,7 @@ struct Context {
 }
 
 impl Context {
-    fn new(globals: Globals, tree: fn() -> clap::Command) -> Context {
+    fn new(globals: Globals, tree: fn() -> clap::Command) -> Result<Context, ApiError> {
         let from_env = || {
             std::env::var_os("WEFT_SOCKET")
                 .filter(|path| !path.is_empty())
@@ -161,16 +162,36 @@ impl Context {
             .clone()
             .or_else(from_env)
             .unwrap_or_else(|| DEFAULT_SOCKET.into());
-        let seconds = globals
-            .timeout
-            .or_else(|| std::env::var("WEFT_TIMEOUT").ok()?.parse().ok());
+        let seconds = match globals.timeout {
+            Some(seconds) => Some(seconds),
+            None => timeout_of_environment()?,
+        };
         let timeout = seconds.map_or(client::DEFAULT_TIMEOUT, Duration::from_secs);
-        Context {
+        Ok(Context {
             client: Client::new(socket).with_timeout(timeout),
             socket_flag: globals.socket,
             json: globals.json,
             tree,
-        }
+        })
+    }
+}
+
+/// `WEFT_TIMEOUT`, with the rules of `--timeout`.
+fn timeout_of_environment() -> Result<Option<u64>, ApiError> {
+    let Some(value) = std::env::var_os("WEFT_TIMEOUT").filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let seconds = value.to_str().and_then(|text| text.parse().ok());
+    match seconds.filter(|seconds| *seconds > 0) {
+        Some(seconds) => Ok(Some(seconds)),
+        None => Err(ApiError::new(
+            ErrorCode::InvalidConfig,
+            format!(
+                "WEFT_TIMEOUT={} is no number of seconds above 0",
+                value.display()
+            ),
+            "set it to a whole number such as 30, or unset it",
+        )),
     }
 }
 

@@ -49,6 +49,14 @@ impl Client {
         Client { timeout, ..self }
     }
 
+    /// With a limit for each request that is no longer than this.
+    pub fn within(self, limit: Duration) -> Client {
+        Client {
+            timeout: self.timeout.min(limit),
+            ..self
+        }
+    }
+
     /// The socket.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -246,16 +246,16 @@ pub fn reset_without_agent(merged: &Merged) -> Result<ResetReport, ApiError> {
             .unwrap_or_default()
     };
     let (run_dir, state_dir) = (value("run_dir"), value("state_dir"));
-    if preflight::is_locked(&run_dir) {
-        return Err(ApiError::new(
-            ErrorCode::AlreadyRunning,
-            format!(
-                "an agent uses {} but does not answer on the socket",
-                run_dir.display()
+    // Held until all is done, so that no agent starts in between.
+    let _locks =
+        preflight::lock_existing(&[&run_dir, &state_dir]).map_err(|error| match error.code {
+            ErrorCode::AlreadyRunning => ApiError::new(
+                ErrorCode::AlreadyRunning,
+                format!("{error}, but does not answer on the socket"),
+                "say where its socket is (--socket PATH), or stop it: systemctl stop weft",
             ),
-            "say where its socket is (--socket PATH), or stop it: systemctl stop weft",
-        ));
-    }
+            _ => error,
+        })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -263,7 +263,8 @@ pub fn reset_without_agent(merged: &Merged) -> Result<ResetReport, ApiError> {
     let swept = runtime.block_on(crate::agent::plumbing::linux::sweep_all(&run_dir))?;
     forget_state(&state_dir)?;
     Ok(ResetReport {
-        swept,
+        swept: swept.removed,
+        failures: swept.failures,
         ..ResetReport::default()
     })
 }

@@ -32,6 +32,9 @@ pub struct EndpointSpec {
     pub segment_index: usize,
     /// The workload.
     pub workload: WorkloadRef,
+    /// Inode number its namespace must have, if that was looked at before: a process id or name can come
+    /// to mean another workload in between.
+    pub netns_id: Option<u64>,
     /// Name in the workload; `None` takes the first free `eth<N>`.
     pub ifname: Option<String>,
     /// Address of the workload's end.
@@ -113,6 +116,8 @@ pub struct FoundEndpoint {
     pub ifname: String,
     /// Addresses pinned to the port: the workload's MAC, if spoofing was to be stopped.
     pub macs: Vec<Mac>,
+    /// The bridge port is up.
+    pub up: bool,
     /// Both ends are up.
     pub running: bool,
 }
@@ -121,8 +126,8 @@ pub struct FoundEndpoint {
 /// and routes that are missing; others stay, since the workload may have made them.
 ///
 /// # Errors
-/// [`HostError::NoNetwork`], [`HostError::NoWorkload`], [`HostError::NameTaken`] and
-/// [`HostError::Foreign`] say what is missing or in the way; anything else carries the kernel's reason.
+/// [`HostError::NoNetwork`], [`HostError::NoWorkload`], [`HostError::OtherWorkload`],
+/// [`HostError::NameTaken`] and [`HostError::Foreign`] say what is missing or in the way; anything else carries the kernel's reason.
 /// What this call made is removed again.
 pub async fn attach(spec: &EndpointSpec) -> Result<AttachedEndpoint, HostError> {
     spec.check()?;
@@ -169,6 +174,7 @@ pub async fn list_endpoints(network_netns: &Path) -> Result<Vec<FoundEndpoint>, 
             segment_index: segment_of(link, &links),
             ifname: mark.what,
             macs: pinned.iter().filter(of_this).map(|(_, mac)| *mac).collect(),
+            up: link.up,
             running: link.running,
         })
     });
@@ -241,6 +247,15 @@ async fn build(spec: &EndpointSpec, undo: &mut Undo) -> Result<AttachedEndpoint,
     let (network_netns, network) = open_network(&spec.network_netns)?;
     let workload_netns = spec.workload.open()?;
     let workload_id = netns_id_of(&workload_netns)?;
+    if let Some(expected) = spec.netns_id
+        && expected != workload_id
+    {
+        return Err(HostError::OtherWorkload {
+            workload: spec.workload.to_string(),
+            expected,
+            found: workload_id,
+        });
+    }
     if workload_id == netns_id_of(&network_netns)? {
         return Err(HostError::Invalid(format!(
             "workload {} is the network's own namespace",
@@ -500,6 +515,7 @@ mod tests {
             id: "zmq0dp2jpu1tz4mfk8zl1p0a2".into(),
             segment_index: 0,
             workload: WorkloadRef::Name("c1".into()),
+            netns_id: None,
             ifname: None,
             mac: Mac([2, 0x42, 10, 0, 1, 2]),
             addresses: vec!["10.0.1.2/24".parse().unwrap()],

@@ -61,13 +61,23 @@ pub enum HostError {
     /// The network's namespace or one of its links is not there.
     #[error("{0} does not exist: the network has to be created on this node first")]
     NoNetwork(String),
-    /// The workload's namespace cannot be opened: the workload is gone or was never there.
+    /// The workload's namespace does not exist: the workload is gone or was never there.
     #[error("workload {workload} is not there: {source}")]
     NoWorkload {
         /// How the workload was named.
         workload: String,
         /// The file that was tried and the reason.
         source: SysError,
+    },
+    /// The workload's name or process id leads to another namespace than it did; nothing was changed.
+    #[error("workload {workload} is in netns {found} by now, not {expected} as before")]
+    OtherWorkload {
+        /// How the workload was named.
+        workload: String,
+        /// Inode number of the namespace it was in.
+        expected: u64,
+        /// Inode number of the namespace that was found.
+        found: u64,
     },
     /// The interface name asked for is in use in the workload.
     #[error("interface {ifname} already exists in netns {netns} and belongs to someone else")]

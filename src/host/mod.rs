@@ -10,7 +10,7 @@
 //!   a second IPv4 subnet of the network: br1, up2 / up3 or tap1
 //! ```
 //!
-//! - [`ensure_network`], [`finish_tap`], [`remove_network`]: the namespace of one network.
+//! - [`ensure_network`], [`finish_tap`], [`inspect_network`], [`remove_network`]: the namespace of one network.
 //! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
 //! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
@@ -28,6 +28,7 @@ mod error;
 #[doc(hidden)]
 pub mod faults;
 mod gso;
+mod inspect;
 mod link;
 mod mark;
 mod neigh;
@@ -45,6 +46,7 @@ pub use endpoint::{
 };
 pub use error::HostError;
 pub use gso::{GsoSizes, UplinkKind};
+pub use inspect::{NetworkFound, inspect_network};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;

@@ -62,7 +62,7 @@ impl SegmentSpec {
 
     /// Addresses of the bridge. With IPv6 it needs a link-local one too, the source of its neighbour
     /// solicitations when it routes (`ndisc_send_ns`). Like the gateway, it is the same on every node.
-    fn bridge_addresses(&self) -> Vec<IpNetwork> {
+    pub(super) fn bridge_addresses(&self) -> Vec<IpNetwork> {
         let mut addresses = self.gateways.clone();
         if self.has_v6() {
             addresses.push(link_local());
@@ -211,21 +211,26 @@ pub async fn finish_tap(spec: &NetworkSpec, segment_index: usize) -> Result<u32,
     Ok(tap.index)
 }
 
-/// Removes the network's namespace and every link in it, workloads' interfaces included. Fine if it is
-/// gone already.
+/// Removes the namespace of the network with this id and every link in it, workloads' interfaces
+/// included. Fine if it is gone already.
 ///
 /// # Errors
-/// [`HostError::Foreign`] if the namespace carries no mark of ours, and then nothing is changed;
-/// otherwise all errors met, after doing everything that could be done.
-pub async fn remove_network(netns_path: &Path) -> Result<(), HostError> {
+/// [`HostError::Foreign`] if the namespace carries no mark of ours, or another network's, and then
+/// nothing is changed; otherwise all errors met, after doing everything that could be done.
+pub async fn remove_network(netns_path: &Path, id: &str) -> Result<(), HostError> {
     let (_netns, netlink) = match open_network(netns_path) {
         Ok(opened) => opened,
         Err(HostError::NoNetwork(_)) => return Ok(()),
         Err(error) => return Err(error),
     };
     let links = netlink.links().await?;
-    if network_mark(&links).is_none() && links.iter().any(|link| !link.loopback) {
-        return Err(foreign_netns(netns_path, "a network's", &links));
+    let ours = match network_mark(&links) {
+        Some(mark) => mark.id == id,
+        // A creation that was killed before it set the mark.
+        None => links.iter().all(|link| link.loopback),
+    };
+    if !ours {
+        return Err(foreign_netns(netns_path, id, &links));
     }
     let mut errors = Vec::new();
     errors.extend(delete_links(&netlink).await.err());

@@ -83,7 +83,7 @@ async fn sweep_netns(
         return sweep_endpoints(&netlink, keep, report).await;
     }
     drop((netns, netlink));
-    remove_network(path).await?;
+    remove_network(path, &mark.id).await?;
     report.networks_removed.push(mark.id);
     Ok(())
 }

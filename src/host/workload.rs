@@ -2,11 +2,13 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::HostError;
 use super::netlink::netns_id_of;
+use crate::sys::SysError;
 use crate::sys::netns::Netns;
 
 /// A workload's network namespace: by name, path or process.
@@ -34,7 +36,8 @@ impl WorkloadRef {
     ///
     /// # Errors
     /// [`HostError::NoWorkload`] if there is no such file or it is no network namespace,
-    /// [`HostError::Invalid`] for a name that is not a plain file name.
+    /// [`HostError::Invalid`] for a name that is not a plain file name, [`HostError::Sys`] if it could not
+    /// be looked at, which tells nothing about the workload.
     pub fn open(&self) -> Result<Netns, HostError> {
         if let WorkloadRef::Name(name) = self
             && (name.is_empty() || name.contains('/') || name == "." || name == "..")
@@ -43,11 +46,23 @@ impl WorkloadRef {
                 "{name:?} is not the name of a network namespace"
             )));
         }
-        Netns::open(self.path()).map_err(|source| HostError::NoWorkload {
-            workload: self.to_string(),
-            source,
+        Netns::open(self.path()).map_err(|source| match is_gone(&source) {
+            true => HostError::NoWorkload {
+                workload: self.to_string(),
+                source,
+            },
+            false => HostError::Sys(source),
         })
     }
+}
+
+/// No such file or process, or a file that is no namespace; not a lack of descriptors, memory or rights.
+fn is_gone(error: &SysError) -> bool {
+    error.errno() == Some(libc::ESRCH)
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+        )
 }
 
 impl FromStr for WorkloadRef {
@@ -76,11 +91,15 @@ impl fmt::Display for WorkloadRef {
 /// Whether the workload still has the namespace `netns_id` it was attached with (see
 /// [`AttachedEndpoint::netns_id`](super::AttachedEndpoint::netns_id)); a reused process id or name
 /// has another one.
-pub fn workload_alive(workload: &WorkloadRef, netns_id: u64) -> bool {
-    workload
-        .open()
-        .and_then(|netns| netns_id_of(&netns))
-        .is_ok_and(|id| id == netns_id)
+///
+/// # Errors
+/// Those of [`WorkloadRef::open`] but [`HostError::NoWorkload`]: it cannot be told.
+pub fn workload_alive(workload: &WorkloadRef, netns_id: u64) -> Result<bool, HostError> {
+    match workload.open() {
+        Ok(netns) => Ok(netns_id_of(&netns)? == netns_id),
+        Err(HostError::NoWorkload { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 const NAMED_DIR: &str = "/run/netns";
@@ -112,7 +131,7 @@ mod tests {
         for path in ["/nonexistent/netns", "/etc/passwd"] {
             let error = WorkloadRef::Path(path.into()).open().unwrap_err();
             assert!(matches!(error, HostError::NoWorkload { .. }), "{path}");
-            assert!(!workload_alive(&WorkloadRef::Path(path.into()), 1));
+            assert!(!workload_alive(&WorkloadRef::Path(path.into()), 1).unwrap());
         }
     }
 
@@ -120,7 +139,14 @@ mod tests {
     fn a_process_is_alive_while_it_keeps_its_namespace() {
         let own = WorkloadRef::Pid(std::process::id());
         let id = netns_id_of(&own.open().unwrap()).unwrap();
-        assert!(workload_alive(&own, id));
-        assert!(!workload_alive(&own, id + 1));
+        assert!(workload_alive(&own, id).unwrap());
+        assert!(!workload_alive(&own, id + 1).unwrap());
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        let long = WorkloadRef::Path(format!("/{}", "x".repeat(300)).into());
+        let error = workload_alive(&long, 1).unwrap_err();
+        assert_eq!(error.errno(), Some(nix::errno::Errno::ENAMETOOLONG));
     }
 }

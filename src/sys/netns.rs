@@ -20,6 +20,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
+use nix::sys::statfs::FsType;
 
 use super::SysError;
 use super::error::Context;
@@ -29,6 +30,9 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// `NS_GET_NSTYPE` of `linux/nsfs.h`: the `CLONE_NEW*` flag of a namespace descriptor.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
+/// `linux/magic.h`: the file system of namespace files.
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
 /// An open network namespace. It exists at least as long as this value.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ impl Netns {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, SysError> {
         let path = path.as_ref();
         let object = || path.display().to_string();
-        let file = File::open(path).context("open network namespace", object)?;
+        let file = open_nsfs(path).context("open network namespace", object)?;
         check_kind(&file).context("open network namespace", object)?;
         Ok(Self { fd: file.into() })
     }
@@ -236,6 +240,27 @@ fn is_leftover(path: &Path) -> io::Result<bool> {
     Ok(metadata.is_file() && metadata.len() == 0 && metadata.dev() == fs::metadata(parent)?.dev())
 }
 
+/// Opens a file of the kernel's namespace file system. Another one is looked at, not opened: opening a FIFO waits for
+/// a writer, and opening a device can do anything.
+fn open_nsfs(path: &Path) -> io::Result<File> {
+    let seen = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)?;
+    if nix::sys::statfs::fstatfs(&seen)?.filesystem_type() != NSFS_MAGIC {
+        return Err(no_netns());
+    }
+    // The very file that was looked at, whatever the path leads to by now.
+    File::open(format!("/proc/self/fd/{}", seen.as_raw_fd()))
+}
+
+fn no_netns() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "not a network namespace (is its mount gone?)",
+    )
+}
+
 /// Refuses files that are not network namespaces.
 fn check_kind(file: &File) -> io::Result<()> {
     // JUSTIFICATION: neither std nor nix has this call; without it a stale mount point fails much later and unclearly.
@@ -244,10 +269,7 @@ fn check_kind(file: &File) -> io::Result<()> {
     if kind == libc::CLONE_NEWNET {
         return Ok(());
     }
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        "not a network namespace (is its mount gone?)",
-    ))
+    Err(no_netns())
 }
 
 /// Runs `work` on a fresh thread and waits for it; a panic becomes an error.
@@ -284,6 +306,15 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
             assert!(error.to_string().contains(path), "{error}");
         }
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_waiting_for_its_writer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = Netns::open(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
     }
 
     #[test]

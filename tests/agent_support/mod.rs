@@ -16,16 +16,23 @@ pub const VTEP: &str = "192.0.2.1";
 pub struct Node {
     pub dir: tempfile::TempDir,
     pub plumbing: Arc<FakePlumbing>,
+    interval: String,
     server: Option<Server>,
 }
 
 impl Node {
-    /// Starts a fresh node.
+    /// Starts a fresh node that compares state and kernel every second.
     pub async fn start() -> Node {
+        Node::start_with("1").await
+    }
+
+    /// Starts a fresh node with this `reconcile_interval`.
+    pub async fn start_with(interval: &str) -> Node {
         let plumbing = Arc::new(FakePlumbing::new(VTEP.parse().unwrap()));
         let mut node = Node {
             dir: tempfile::tempdir().unwrap(),
             plumbing,
+            interval: interval.into(),
             server: None,
         };
         node.boot().await;
@@ -58,7 +65,7 @@ impl Node {
             ("vtep", VTEP.to_owned()),
             ("run_dir", path("run")),
             ("state_dir", path("state")),
-            ("reconcile_interval", "1".to_owned()),
+            ("reconcile_interval", self.interval.clone()),
             ("metrics_listen", "127.0.0.1:0".to_owned()),
         ];
         let sources = Sources {

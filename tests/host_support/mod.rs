@@ -119,6 +119,7 @@ impl Place {
             id: self.id("e"),
             segment_index: 0,
             workload: WorkloadRef::Name(workload.into()),
+            netns_id: None,
             ifname: None,
             mac: match address.ip() {
                 IpAddr::V4(ip) => Mac::from_ipv4(ip),

@@ -12,9 +12,10 @@ fn pools() -> Pools {
     }
 }
 
+/// Ids that differ in their first characters, as random ones do.
 fn fresh(n: u128) -> Fresh {
     Fresh {
-        id: ident::id_from_bits(n),
+        id: ident::id_from_bits(n << 96),
         now: 1,
         vtep: "192.0.2.1".parse().unwrap(),
     }
@@ -214,6 +215,9 @@ fn names_ids_and_vnis_belong_to_one_network() {
     let mut same_id = wish("b", &[]);
     same_id.id = Some(first.id.clone());
     assert_eq!(code(&catalog, &same_id), ErrorCode::IdTaken);
+    let mut same_kernel_name = wish("b", &[]);
+    same_kernel_name.id = Some(format!("{}{}", ident::short(&first.id), "z".repeat(13)));
+    assert_eq!(code(&catalog, &same_kernel_name), ErrorCode::IdTaken);
     for (vni, expect) in [
         ("4097", ErrorCode::VniTaken),
         ("4096", ErrorCode::VniTaken),
@@ -228,7 +232,7 @@ fn names_ids_and_vnis_belong_to_one_network() {
         fixed.options.insert(OPTION_VXLANID_LIST.into(), vni.into());
         assert_eq!(code(&catalog, &fixed), expect, "{vni}");
     }
-    for name in ["", "-a", "a b", "a/b", "é", &"a".repeat(64)] {
+    for name in ["", "prune", "-a", "a b", "a/b", "é", &"a".repeat(64)] {
         assert_eq!(
             code(&catalog, &wish(name, &[])),
             ErrorCode::InvalidName,

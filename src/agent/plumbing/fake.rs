@@ -10,7 +10,8 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
 use super::{
-    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Underlay, Workload,
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present, Swept,
+    Underlay, Workload,
 };
 use crate::agent::api::{DataplaneStatus, HealthItem};
 use crate::agent::error::{ApiError, ErrorCode};
@@ -33,7 +34,17 @@ pub struct World {
     pub vteps: BTreeMap<Vni, Vec<IpAddr>>,
     /// Workload namespaces that have gone away.
     pub gone: BTreeSet<String>,
-    /// The verb that fails from now on.
+    /// Workload namespaces that were deleted and made again, with their new inode.
+    pub reborn: BTreeMap<String, u64>,
+    /// Networks that tables and workers have.
+    pub forwarding: BTreeSet<String>,
+    /// Workloads' MTU by network.
+    pub mtus: BTreeMap<String, u32>,
+    /// Networks with a bridge or gateway that somebody deleted.
+    pub faulty: BTreeSet<String>,
+    /// Endpoints whose port somebody took down.
+    pub damaged: BTreeSet<String>,
+    /// The verb that fails from now on; `take_in` is the part of `network_up` that follows the kernel's.
     pub failing: Option<&'static str>,
     /// MTU of the underlay device; `None`: the VTEP is on no device.
     pub underlay_mtu: Option<u32>,
@@ -43,6 +54,16 @@ pub struct World {
     pub trouble: Vec<HealthItem>,
     /// Whether forwarding runs.
     pub running: bool,
+}
+
+impl World {
+    /// Takes a network out of tables and workers.
+    fn let_go(&mut self, id: &str, vnis: &[Vni]) {
+        self.forwarding.remove(id);
+        self.local.retain(|(vni, _), _| !vnis.contains(vni));
+        self.remote.retain(|(vni, _), _| !vnis.contains(vni));
+        self.vteps.retain(|vni, _| !vnis.contains(vni));
+    }
 }
 
 /// Plumbing in memory.
@@ -84,6 +105,7 @@ impl FakePlumbing {
         world.local.clear();
         world.remote.clear();
         world.vteps.clear();
+        world.forwarding.clear();
         world.failing = None;
         world.running = true;
         FakePlumbing {
@@ -95,21 +117,29 @@ impl FakePlumbing {
     fn verb(&self, name: &'static str) -> Outcome<MutexGuard<'_, World>> {
         let world = self.world();
         if world.failing == Some(name) {
-            return Err(ApiError::new(
-                ErrorCode::KernelRefused,
-                format!("{name}: told to fail"),
-                "tell it to work again",
-            ));
+            return Err(told_to_fail(name));
         }
         Ok(world)
     }
 
     fn up(&self, plan: NetworkPlan) -> Outcome<NetworkUp> {
         let mut world = self.verb("network_up")?;
-        let mtu = plan.mtu_underlay.or(world.underlay_mtu).unwrap_or(1500) - overhead(self.vtep);
-        let netns = PathBuf::from("/run/weft/netns").join(crate::agent::ident::short(&plan.id));
-        world.networks.insert(plan.id.clone(), plan);
+        let mtu = self.wanted_mtu(&world, &plan);
+        let (id, vnis) = (plan.id.clone(), vnis(&plan));
+        let netns = PathBuf::from("/run/weft/netns").join(crate::agent::ident::short(&id));
+        world.networks.insert(id.clone(), plan);
+        if world.failing == Some("take_in") {
+            world.let_go(&id, &vnis);
+            return Err(told_to_fail("take_in"));
+        }
+        world.forwarding.insert(id.clone());
+        world.faulty.remove(&id);
+        world.mtus.insert(id, mtu);
         Ok(NetworkUp { netns, mtu })
+    }
+
+    fn wanted_mtu(&self, world: &World, plan: &NetworkPlan) -> u32 {
+        plan.mtu_underlay.or(world.underlay_mtu).unwrap_or(1500) - overhead(self.vtep)
     }
 
     fn down(&self, id: &str) -> Outcome<()> {
@@ -120,13 +150,36 @@ impl FakePlumbing {
             .any(|endpoint| endpoint.network == id);
         assert!(!busy, "network {id} goes down with endpoints in it");
         if let Some(plan) = world.networks.remove(id) {
-            for segment in plan.segments {
-                world.local.retain(|(vni, _), _| *vni != segment.vni);
-                world.remote.retain(|(vni, _), _| *vni != segment.vni);
-                world.vteps.remove(&segment.vni);
-            }
+            world.let_go(id, &vnis(&plan));
         }
         Ok(())
+    }
+
+    fn look(&self, plan: &NetworkPlan) -> Outcome<Option<Present>> {
+        let world = self.verb("present")?;
+        if !world.networks.contains_key(&plan.id) {
+            return Ok(None);
+        }
+        let here = world.endpoints.values().filter(|e| e.network == plan.id);
+        let endpoints: BTreeSet<String> = here
+            .filter(|e| !world.gone.contains(&e.target))
+            .map(|e| e.id.clone())
+            .collect();
+        let mut faults = Vec::new();
+        if world.forwarding.contains(&plan.id) {
+            let mtu = self.wanted_mtu(&world, plan);
+            if world.mtus.get(&plan.id) != Some(&mtu) {
+                faults.push("br0 has another MTU".into());
+            }
+            if world.faulty.contains(&plan.id) {
+                faults.push("br0 is missing".into());
+            }
+        }
+        Ok(Some(Present {
+            damaged: endpoints.intersection(&world.damaged).cloned().collect(),
+            endpoints,
+            faults,
+        }))
     }
 
     fn attach(&self, plan: EndpointPlan) -> Outcome<EndpointUp> {
@@ -134,6 +187,12 @@ impl FakePlumbing {
         assert!(
             world.networks.contains_key(&plan.network),
             "endpoint on a network that is down"
+        );
+        let inode = world.reborn.get(&plan.target).copied();
+        assert_eq!(
+            plan.netns_inode,
+            inode.unwrap_or(inode_of(&plan.target)),
+            "another workload than was looked at"
         );
         let on_target = world
             .endpoints
@@ -148,15 +207,26 @@ impl FakePlumbing {
             ifname: Some(ifname.clone()),
             ..plan
         };
+        let mtu = world.mtus[&plan.network];
+        world.damaged.remove(&plan.id);
         world.endpoints.insert(plan.id.clone(), plan);
-        Ok(EndpointUp {
-            ifname,
-            mtu: world.underlay_mtu.unwrap_or(1500) - overhead(self.vtep),
-        })
+        Ok(EndpointUp { ifname, mtu })
     }
 }
 
-fn inode(target: &str) -> u64 {
+fn told_to_fail(name: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::KernelRefused,
+        format!("{name}: told to fail"),
+        "tell it to work again",
+    )
+}
+
+fn vnis(plan: &NetworkPlan) -> Vec<Vni> {
+    plan.segments.iter().map(|segment| segment.vni).collect()
+}
+
+fn inode_of(target: &str) -> u64 {
     target.bytes().fold(4_026_531_840, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(byte.into())
     })
@@ -164,7 +234,8 @@ fn inode(target: &str) -> u64 {
 
 impl Plumbing for FakePlumbing {
     fn workload(&self, target: &str) -> Outcome<Workload> {
-        if self.world().gone.contains(target) || target.starts_with("missing") {
+        let world = self.verb("workload")?;
+        if world.gone.contains(target) || target.starts_with("missing") {
             return Err(ApiError::new(
                 ErrorCode::TargetNotFound,
                 format!("there is no network namespace \"{target}\""),
@@ -173,7 +244,11 @@ impl Plumbing for FakePlumbing {
         }
         Ok(Workload {
             path: PathBuf::from("/run/netns").join(target),
-            netns_inode: inode(target),
+            netns_inode: world
+                .reborn
+                .get(target)
+                .copied()
+                .unwrap_or(inode_of(target)),
         })
     }
 
@@ -211,21 +286,23 @@ impl Plumbing for FakePlumbing {
         ready(done).boxed()
     }
 
-    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>> {
-        let found = self.verb("present").map(|world| {
-            world.networks.contains_key(network).then(|| {
-                let here = world.endpoints.values().filter(|e| e.network == network);
-                here.filter(|e| !world.gone.contains(&e.target))
-                    .map(|e| e.id.clone())
-                    .collect()
-            })
-        });
-        ready(found).boxed()
+    fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>> {
+        ready(self.look(&plan)).boxed()
     }
 
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+    fn forwards(&self, network: &str) -> bool {
+        self.world().forwarding.contains(network)
+    }
+
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         let swept = self.verb("sweep").map(|mut world| {
             let mut swept = Vec::new();
+            if world.failing == Some("sweep_one") {
+                return Swept {
+                    failures: vec!["delete netns x: EBUSY".into()],
+                    ..Swept::default()
+                };
+            }
             world.endpoints.retain(|id, endpoint| {
                 let kept = keep
                     .get(&endpoint.network)
@@ -235,13 +312,17 @@ impl Plumbing for FakePlumbing {
                 }
                 kept
             });
+            world.forwarding.retain(|id| keep.contains_key(id));
             world.networks.retain(|id, _| {
                 if !keep.contains_key(id) {
                     swept.push(format!("network {id}"));
                 }
                 keep.contains_key(id)
             });
-            swept
+            Swept {
+                removed: swept,
+                ..Swept::default()
+            }
         });
         ready(swept).boxed()
     }

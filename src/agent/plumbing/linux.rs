@@ -3,7 +3,7 @@
 //! A network comes up as: kernel objects, table segments, uplinks; it goes down in the opposite order. What
 //! this process holds of a network is in [`Held`]; what the kernel holds is asked anew each time.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,14 +14,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{
-    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, SegmentPlan,
-    Underlay, Workload,
+    EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present,
+    SegmentPlan, Swept, Underlay, Workload,
 };
 use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
 use crate::agent::config::{Settings, Uplink};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::ident;
-use crate::agent::network::{MTU_INNER_MIN, overhead};
+use crate::agent::network::{MTU_INNER_MIN, MTU_INNER_MIN_IPV6, overhead};
 use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, UplinkSource};
 use crate::dataplane::verdict::DropReason;
 use crate::host::{
@@ -153,21 +153,18 @@ impl LinuxPlumbing {
     }
 }
 
-/// Removes every network and endpoint under a run directory; tells what that was.
+/// Removes every network and endpoint under a run directory.
 ///
 /// # Errors
 /// `kernel_refused`.
-pub async fn sweep_all(run_dir: &Path) -> Outcome<Vec<String>> {
+pub async fn sweep_all(run_dir: &Path) -> Outcome<Swept> {
     sweep_but(run_dir, &HashSet::new()).await
 }
 
-async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String>> {
+async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Swept> {
     let report = crate::host::sweep(run_dir, keep)
         .await
         .map_err(host_error)?;
-    for error in &report.errors {
-        tracing::warn!(%error, "sweep left something");
-    }
     let networks = report
         .networks_removed
         .iter()
@@ -180,7 +177,10 @@ async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Vec<String
         .half_made_removed
         .iter()
         .map(|path| format!("half-made {}", path.display()));
-    Ok(networks.chain(endpoints).chain(half_made).collect())
+    Ok(Swept {
+        removed: networks.chain(endpoints).chain(half_made).collect(),
+        failures: report.errors.iter().map(HostError::to_string).collect(),
+    })
 }
 
 fn choose_uplink(wish: Uplink) -> Outcome<UplinkKind> {
@@ -262,17 +262,7 @@ impl Shared {
         };
         // A datagram of 65507 bytes is the most an inner frame has to fit.
         let inner = outer.saturating_sub(overhead(self.vtep)).min(65_485);
-        if inner >= MTU_INNER_MIN {
-            return Ok(inner);
-        }
-        Err(ApiError::new(
-            ErrorCode::InvalidMtu,
-            format!("the underlay's MTU of {outer} leaves {inner} bytes for workloads: too little"),
-            format!(
-                "raise the device's MTU to at least {}",
-                MTU_INNER_MIN + overhead(self.vtep)
-            ),
-        ))
+        check_inner_mtu(plan, outer, inner, overhead(self.vtep)).map(|()| inner)
     }
 
     async fn up(&self, plan: NetworkPlan) -> Outcome<NetworkUp> {
@@ -290,7 +280,9 @@ impl Shared {
             Err(error) => {
                 self.let_go(&plan.id);
                 // Workloads of an earlier agent keep their interfaces: the next try may succeed.
-                if !existed && let Err(left) = crate::host::remove_network(&spec.netns_path).await {
+                if !existed
+                    && let Err(left) = crate::host::remove_network(&spec.netns_path, &plan.id).await
+                {
                     tracing::warn!(%left, "undoing a failed network left something");
                 }
                 Err(error)
@@ -421,6 +413,54 @@ impl Shared {
         Ok((netns_id, ifindex))
     }
 
+    async fn look(&self, plan: NetworkPlan) -> Outcome<Option<Present>> {
+        let found = match crate::host::list_endpoints(&self.netns_path(&plan.id)).await {
+            Ok(found) => found,
+            Err(HostError::NoNetwork(_)) => return Ok(None),
+            Err(error) => return Err(host_error(error)),
+        };
+        let damaged = found.iter().filter(|e| !e.up || e.segment_index.is_none());
+        let mut present = Present {
+            damaged: damaged.map(|endpoint| endpoint.id.clone()).collect(),
+            endpoints: found.iter().map(|endpoint| endpoint.id.clone()).collect(),
+            faults: Vec::new(),
+        };
+        let held = self.held().get(&plan.id).cloned();
+        if let Some(held) = held {
+            present.faults = self.faults(&plan, &held).await?;
+        }
+        Ok(Some(present))
+    }
+
+    /// What of a network that is up is not as [`Shared::up`] would make it now.
+    async fn faults(&self, plan: &NetworkPlan, held: &Held) -> Outcome<Vec<String>> {
+        let mut faults = Vec::new();
+        let mtu = match self.inner_mtu(plan).await {
+            Ok(mtu) => mtu,
+            Err(error) => {
+                // That no device has the VTEP is trouble of the node, not of each network.
+                if error.code != ErrorCode::VtepNotLocal {
+                    faults.push(error.message);
+                }
+                held.mtu
+            }
+        };
+        let found = crate::host::inspect_network(&self.spec(plan, mtu))
+            .await
+            .map_err(host_error)?;
+        faults.extend(found.faults);
+        for (segment, device) in plan.segments.iter().zip(found.held) {
+            let uplink = held.segments.iter().find(|s| s.vni == segment.vni);
+            if device.is_some() && uplink.map(|held| held.uplink) != device {
+                faults.push(format!(
+                    "the workers have another uplink of VNI {}",
+                    segment.vni
+                ));
+            }
+        }
+        Ok(faults)
+    }
+
     /// Takes a network out of dataplane and tables.
     fn let_go(&self, id: &str) {
         let Some(held) = self.held().remove(id) else {
@@ -452,6 +492,7 @@ impl Shared {
             id: plan.id,
             segment_index: plan.segment,
             workload: workload_ref(&plan.target),
+            netns_id: Some(plan.netns_inode),
             ifname: plan.ifname,
             mac: plan.mac,
             addresses: plan.ips,
@@ -502,7 +543,7 @@ impl Plumbing for LinuxPlumbing {
     fn network_down<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Outcome<()>> {
         async move {
             self.shared.let_go(id);
-            crate::host::remove_network(&self.shared.netns_path(id))
+            crate::host::remove_network(&self.shared.netns_path(id), id)
                 .await
                 .map_err(host_error)
         }
@@ -526,20 +567,15 @@ impl Plumbing for LinuxPlumbing {
         .boxed()
     }
 
-    fn present<'a>(&'a self, network: &'a str) -> BoxFuture<'a, Outcome<Option<BTreeSet<String>>>> {
-        async move {
-            match crate::host::list_endpoints(&self.shared.netns_path(network)).await {
-                Ok(found) => Ok(Some(
-                    found.into_iter().map(|endpoint| endpoint.id).collect(),
-                )),
-                Err(HostError::NoNetwork(_)) => Ok(None),
-                Err(error) => Err(host_error(error)),
-            }
-        }
-        .boxed()
+    fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>> {
+        self.shared.look(plan).boxed()
     }
 
-    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Vec<String>>> {
+    fn forwards(&self, network: &str) -> bool {
+        self.shared.held().contains_key(network)
+    }
+
+    fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         async move {
             let gone: Vec<String> = {
                 let held = self.shared.held();
@@ -676,6 +712,25 @@ impl Plumbing for LinuxPlumbing {
     }
 }
 
+/// RFC 791 and, for a network with IPv6, RFC 8200 §5 ask for a least MTU.
+fn check_inner_mtu(plan: &NetworkPlan, outer: u32, inner: u32, overhead: u32) -> Outcome<()> {
+    let mut subnets = plan.segments.iter().flat_map(|segment| &segment.subnets);
+    let (least, of) = match subnets.any(|subnet| subnet.is_ipv6()) {
+        true => (MTU_INNER_MIN_IPV6, " of a network with IPv6"),
+        false => (MTU_INNER_MIN, ""),
+    };
+    if inner >= least {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::InvalidMtu,
+        format!(
+            "the underlay's MTU of {outer} leaves {inner} bytes for workloads{of}: {least} are needed"
+        ),
+        format!("raise the device's MTU to at least {}", least + overhead),
+    ))
+}
+
 fn workload_ref(target: &str) -> WorkloadRef {
     let Ok(reference) = WorkloadRef::from_str(target);
     reference
@@ -684,7 +739,7 @@ fn workload_ref(target: &str) -> WorkloadRef {
 fn host_error(error: HostError) -> ApiError {
     let message = error.to_string();
     match error {
-        HostError::NoWorkload { .. } => ApiError::new(
+        HostError::NoWorkload { .. } | HostError::OtherWorkload { .. } => ApiError::new(
             ErrorCode::TargetNotFound,
             message,
             "name a namespace of `ip netns`, a path such as /proc/PID/ns/net, or a process id",
@@ -704,6 +759,12 @@ fn host_error(error: HostError) -> ApiError {
             message,
             "give the address back to its interface, or restart the agent with another --vtep: ip -brief address",
         ),
+        HostError::Undo { .. } | HostError::Teardown(_) => ApiError::new(
+            ErrorCode::KernelRefused,
+            message,
+            "the message names what is left; the agent removes it at the next comparison with the kernel or at its \
+             next start, and its log has the details: journalctl -u weft",
+        ),
         HostError::Foreign { .. } => ApiError::new(
             ErrorCode::KernelRefused,
             message,
@@ -717,7 +778,7 @@ fn refused(message: String) -> ApiError {
     ApiError::new(
         ErrorCode::KernelRefused,
         message,
-        "nothing was changed; the agent's log has the details: journalctl -u weft",
+        "what had been begun is undone; the agent's log has the details: journalctl -u weft",
     )
 }
 
@@ -748,4 +809,34 @@ fn table_error(error: TableError) -> ApiError {
         format!("the forwarding tables refused a change: {error}"),
         "look at the agent's log: journalctl -u weft",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Mac;
+
+    #[test]
+    fn ipv6_asks_for_a_larger_mtu_and_is_named_as_the_reason() {
+        let segment = |subnets: &[&str]| SegmentPlan {
+            vni: Vni::FIRST_USER,
+            subnets: subnets.iter().map(|s| s.parse().unwrap()).collect(),
+            gateways: Vec::new(),
+            gateway_mac: Mac::ZERO,
+        };
+        let mut plan = NetworkPlan {
+            id: "a".into(),
+            name: "a".into(),
+            mtu_underlay: None,
+            interop: false,
+            segments: vec![segment(&["10.0.1.0/24"])],
+        };
+        assert!(check_inner_mtu(&plan, 1329, 1279, 50).is_ok());
+        assert!(check_inner_mtu(&plan, 625, 575, 50).is_err());
+        plan.segments.push(segment(&["10.0.2.0/24", "fd00:1::/64"]));
+        let error = check_inner_mtu(&plan, 1329, 1279, 50).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidMtu);
+        assert!(error.message.contains("IPv6") && error.next.contains("1330"));
+        assert!(check_inner_mtu(&plan, 1330, 1280, 50).is_ok());
+    }
 }

@@ -7,7 +7,7 @@ use crate::agent::events::Event;
 use crate::agent::handle::{Agent, Live};
 use crate::agent::network::{Network, check_name};
 use crate::agent::plumbing::{EndpointPlan, Workload};
-use crate::agent::{ident, suggest};
+use crate::agent::{ident, reconcile, suggest};
 
 impl Agent {
     /// Gives a workload an interface on a network. A repeated request is answered with what exists.
@@ -46,10 +46,17 @@ impl Agent {
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(&id).await;
         let network = self.live().network(&id)?.clone();
-        if let Some(existing) = self.existing(&network, &name, wish, &workload)? {
-            return Ok(existing);
-        }
-        let endpoint = self.plan_endpoint(&network, name, wish, &workload)?;
+        let found = match self.find_or_plan(&network, &name, wish, &workload) {
+            // Who is in the way may be gone, and only not be missed yet.
+            Err(_) if self.forget_gone(&network).await? => {
+                self.find_or_plan(&network, &name, wish, &workload)?
+            }
+            found => found?,
+        };
+        let endpoint = match found {
+            Attachment::Exists(endpoint) => return self.plug_again(&network, endpoint).await,
+            Attachment::New(endpoint) => endpoint,
+        };
         let (endpoint, mtu) = self.plug(&network, endpoint).await?;
         {
             let mut live = self.live();
@@ -71,19 +78,63 @@ impl Agent {
         Ok(self.endpoint_view(&network, &endpoint, Some(mtu)))
     }
 
-    /// The endpoint a repeated request stands for.
+    /// The endpoint a repeated request stands for, or the one to be made.
+    fn find_or_plan(
+        &self,
+        network: &Network,
+        name: &str,
+        wish: &AttachRequest,
+        workload: &Workload,
+    ) -> Result<Attachment, ApiError> {
+        if let Some(existing) = self.existing(network, name, wish, workload)? {
+            return Ok(Attachment::Exists(existing));
+        }
+        let planned = self.plan_endpoint(network, name.to_owned(), wish, workload)?;
+        Ok(Attachment::New(planned))
+    }
+
+    /// Forgets the network's endpoints whose workload is gone. Tells whether there were any.
+    async fn forget_gone(&self, network: &Network) -> Result<bool, ApiError> {
+        let endpoints: Vec<Endpoint> = self.live().endpoints_of(&network.id).cloned().collect();
+        let mut any = false;
+        for endpoint in &endpoints {
+            // One that cannot be looked at is in the way, and the refusal says so.
+            let alive = self
+                .plumbing()
+                .workload_alive(&endpoint.target, endpoint.netns_inode);
+            if let Ok(false) = alive {
+                reconcile::forget(self, network, endpoint).await?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Repairs what there is of an endpoint: its namespace may be another one that got the same inode.
+    async fn plug_again(
+        &self,
+        network: &Network,
+        endpoint: Endpoint,
+    ) -> Result<EndpointView, ApiError> {
+        if !self.live().up.contains_key(&network.id) {
+            self.bring_up(network).await?;
+        }
+        reconcile::plug(self, network, &endpoint).await?;
+        let mtu = self.live().mtus.get(&endpoint.id).copied();
+        Ok(self.endpoint_view(network, &endpoint, mtu))
+    }
+
     fn existing(
         &self,
         network: &Network,
         name: &str,
         wish: &AttachRequest,
         workload: &Workload,
-    ) -> Result<Option<EndpointView>, ApiError> {
+    ) -> Result<Option<Endpoint>, ApiError> {
         let live = self.live();
         if let Some(endpoint) = live.endpoints_of(&network.id).find(|e| e.name == name) {
             if endpoint.answers(wish, workload.netns_inode) {
-                let mtu = live.mtus.get(&endpoint.id).copied();
-                return Ok(Some(self.endpoint_view(network, endpoint, mtu)));
+                return Ok(Some(endpoint.clone()));
             }
             return Err(ApiError::new(
                 ErrorCode::NameTaken,
@@ -167,7 +218,8 @@ impl Agent {
             }
             Err(error) => {
                 self.plumbing().remove_record(record.vni, &endpoint.id);
-                if !was_up {
+                let alone = self.live().endpoints_of(&network.id).next().is_none();
+                if !was_up && alone {
                     // The network's own removal failing is found by the next comparison with the kernel.
                     let _first_error_counts = self.bring_down(network).await;
                 }
@@ -218,7 +270,15 @@ impl Agent {
             endpoint: endpoint.id.clone(),
             name: endpoint.name,
         });
-        done.map(|()| endpoint.id)
+        match done {
+            Ok(()) => Ok(endpoint.id),
+            Err(error) => Err(ApiError {
+                next: "the endpoint is forgotten; what is left of its interface is removed at the next comparison \
+                       with the kernel, or at the next start"
+                    .into(),
+                ..error
+            }),
+        }
     }
 
     /// The inverse of `plug`, for an endpoint that is out of the state already.
@@ -233,7 +293,8 @@ impl Agent {
         let last = {
             let mut live = self.live();
             live.mtus.remove(&endpoint.id);
-            live.health.remove(&format!("endpoint {}", endpoint.name));
+            live.health
+                .remove(&reconcile::endpoint_key(network, endpoint));
             live.endpoints_of(&network.id).next().is_none()
         };
         let removed = self
@@ -245,6 +306,14 @@ impl Agent {
         }
         removed
     }
+}
+
+/// What an attach request comes to.
+enum Attachment {
+    /// It is there already.
+    Exists(Endpoint),
+    /// It is to be made.
+    New(Endpoint),
 }
 
 /// The name asked for, or one made from the target.

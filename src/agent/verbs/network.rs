@@ -3,7 +3,7 @@
 use crate::agent::api::{CreateNetwork, NetworkCreated, NetworksPruned};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
-use crate::agent::handle::Agent;
+use crate::agent::handle::{Agent, Live};
 use crate::agent::ident;
 use crate::agent::network::{Fresh, Network};
 
@@ -61,16 +61,30 @@ impl Agent {
     /// Removes a network without local endpoints; records and VTEPs of it are forgotten. Tells its id.
     ///
     /// # Errors
-    /// `network_not_found`, `builtin_network`, `network_in_use`, `state_not_saved`, `kernel_refused`.
+    /// `network_not_found`, `builtin_network`, `network_in_use`, `state_not_saved`, `kernel_refused`: the
+    /// network then stays.
     pub async fn remove_network(&self, reference: String) -> Result<String, ApiError> {
+        self.remove_if(reference, |_, _| Ok(())).await
+    }
+
+    /// Removes a network that `check` has nothing against.
+    async fn remove_if(
+        &self,
+        reference: String,
+        check: fn(&Live, &Network) -> Result<(), ApiError>,
+    ) -> Result<String, ApiError> {
         let agent = self.clone();
         self.inner
             .tasks
-            .operation(async move { agent.remove(&reference).await })
+            .operation(async move { agent.remove(&reference, check).await })
             .await
     }
 
-    async fn remove(&self, reference: &str) -> Result<String, ApiError> {
+    async fn remove(
+        &self,
+        reference: &str,
+        check: fn(&Live, &Network) -> Result<(), ApiError>,
+    ) -> Result<String, ApiError> {
         let id = self
             .live()
             .node
@@ -79,31 +93,37 @@ impl Agent {
             .id
             .clone();
         let _turn = self.lock_network(&id).await;
-        let (network, remote) = {
-            let mut live = self.live();
+        let network = {
+            let live = self.live();
             let network = live.network(&id)?.clone();
             let names: Vec<String> = live.endpoints_of(&id).map(|e| e.name.clone()).collect();
             if !names.is_empty() {
                 return Err(in_use(&network, &names));
             }
+            check(&live, &network)?;
+            network
+        };
+        // The kernel first: what it refuses to remove must not be forgotten.
+        self.bring_down(&network).await?;
+        let remote = {
+            let mut live = self.live();
             let remote = live.node.remote.clone();
             let vnis: Vec<_> = network.segments.iter().map(|s| s.vni).collect();
             live.node.catalog.networks.remove(&id);
             live.node.remote.forget(&id, &vnis);
-            (network, remote)
+            remote
         };
         if let Err(error) = self.save().await {
             let mut live = self.live();
-            live.node.catalog.networks.insert(id, network);
-            live.node.remote = remote;
+            live.node.catalog.networks.insert(id.clone(), network);
+            live.node.remote.restore(&id, &remote);
             return Err(error);
         }
         self.well_again(&format!("network {}", network.name));
         self.emit(Event::NetworkRemoved {
             network: id.clone(),
-            name: network.name.clone(),
+            name: network.name,
         });
-        self.bring_down(&network).await?;
         Ok(id)
     }
 
@@ -116,7 +136,7 @@ impl Agent {
             let live = self.live();
             let unused = live.node.catalog.networks.values().filter(|network| {
                 live.endpoints_of(&network.id).next().is_none()
-                    && live.node.remote.of_network(&network.id).next().is_none()
+                    && no_members(&live, network).is_ok()
             });
             unused
                 .map(|network| (network.name.clone(), network.id.clone()))
@@ -124,7 +144,7 @@ impl Agent {
         };
         let mut pruned = NetworksPruned::default();
         for (name, id) in unused {
-            match self.remove_network(id).await {
+            match self.remove_if(id, no_members).await {
                 Ok(_) => pruned.networks_deleted.push(name),
                 // Somebody was faster, in either direction.
                 Err(e)
@@ -135,6 +155,23 @@ impl Agent {
         pruned.networks_deleted.sort();
         Ok(pruned)
     }
+}
+
+/// Other nodes take part in a network that has members or records.
+fn no_members(live: &Live, network: &Network) -> Result<(), ApiError> {
+    let vteps = live.node.remote.vteps(&network.id);
+    if vteps.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ErrorCode::NetworkInUse,
+        format!(
+            "network \"{}\" has {} other members",
+            network.name,
+            vteps.len()
+        ),
+        format!("remove it by name: weft network rm {}", network.name),
+    ))
 }
 
 fn in_use(network: &Network, names: &[String]) -> ApiError {

@@ -107,7 +107,7 @@ impl Agent {
     /// known is left out, with a note.
     ///
     /// # Errors
-    /// `invalid_mac`, `invalid_address`, `invalid_vtep`, `address_in_use`, `mac_in_use`,
+    /// `invalid_mac`, `invalid_address`, `invalid_vtep`, `address_in_use`, `mac_in_use`, `id_taken`,
     /// `state_not_saved`, `dataplane_failed`, those of [`Agent::records`].
     pub async fn put_records(
         &self,
@@ -178,7 +178,8 @@ impl Agent {
         self.inner.tasks.operation(work).await
     }
 
-    /// Changes what is known of other nodes: on a copy, saved, then told to the tables if the network is up.
+    /// Changes what is known of other nodes: on a copy, saved, then told to the tables if the network is up;
+    /// what they refuse is taken back.
     /// Answers with the network's id and the change's own answer.
     async fn change_remote<T>(
         &self,
@@ -207,8 +208,27 @@ impl Agent {
             self.restore_remote(&id, &before);
             return Err(error);
         }
-        self.tell_changes(&network, &before)?;
+        if let Err(error) = self.tell_changes(&network, &before) {
+            self.take_changes_back(&network, &before).await?;
+            return Err(error);
+        }
         Ok((id, answer))
+    }
+
+    /// The tables refused a part of a change: none of it is kept.
+    async fn take_changes_back(
+        &self,
+        network: &Network,
+        before: &RemoteTable,
+    ) -> Result<(), ApiError> {
+        let refused = self.live().node.remote.clone();
+        self.restore_remote(&network.id, before);
+        if let Err(error) = self.tell_changes(network, &refused) {
+            // Tables that do not take what they had are filled anew.
+            tracing::warn!(network = network.name, %error, "tables are behind");
+            self.live().up.remove(&network.id);
+        }
+        self.save().await
     }
 
     /// Puts one network's share of an older table back; other networks may have changed since.
@@ -218,13 +238,10 @@ impl Agent {
 
     /// Tells the tables how a network's remote part differs from before.
     fn tell_changes(&self, network: &Network, before: &RemoteTable) -> Result<(), ApiError> {
-        let after = {
-            let live = self.live();
-            if !live.up.contains_key(&network.id) {
-                return Ok(());
-            }
-            live.node.remote.clone()
-        };
+        if !self.plumbing().forwards(&network.id) {
+            return Ok(());
+        }
+        let after = self.live().node.remote.clone();
         for old in before.of_network(&network.id) {
             let kept = after
                 .record(old.vni, old.mac)
@@ -345,6 +362,23 @@ fn check_conflicts(
                 record.mac, local.name
             ),
             "a record describes an endpoint of another node: check --vtep and the MAC",
+        ));
+    }
+    let local = live.node.endpoints.get(&record.endpoint);
+    let other = remote
+        .of_network(&network.id)
+        .find(|other| other.endpoint == record.endpoint && other.mac != record.mac);
+    let owner = local
+        .map(|e| format!("local endpoint \"{}\"", e.name))
+        .or_else(|| other.map(|o| format!("{} on {}", o.mac, o.vtep)));
+    if let Some(owner) = owner {
+        return Err(ApiError::new(
+            ErrorCode::IdTaken,
+            format!("endpoint id {} belongs to {owner}", record.endpoint),
+            format!(
+                "leave --endpoint out, or remove the old record: weft fdb del {} MAC",
+                network.name
+            ),
         ));
     }
     for ip in &record.ips {

@@ -1,6 +1,7 @@
 //! Taking everything down: `weft reset`, and `cleanup_on_exit`.
 
 use crate::agent::api::ResetReport;
+use crate::agent::endpoint::Endpoint;
 use crate::agent::error::ApiError;
 use crate::agent::events::Event;
 use crate::agent::handle::Agent;
@@ -8,18 +9,20 @@ use crate::agent::plumbing::Keep;
 use crate::agent::records::RemoteTable;
 
 impl Agent {
-    /// Detaches every endpoint, removes every network and forgets every record.
+    /// Detaches every endpoint, removes every network and forgets every record. No other verb runs
+    /// meanwhile. What the kernel refused to remove is in the answer.
     ///
     /// # Errors
-    /// `state_not_saved`; what the kernel refused to remove is in the status.
+    /// `state_not_saved`, `path_unusable`.
     pub async fn reset(&self) -> Result<ResetReport, ApiError> {
         let agent = self.clone();
         let work = async move {
-            let mut report = agent.take_everything_down().await;
+            let _alone = agent.lock_everything().await;
+            agent.live().health.clear();
+            let mut report = agent.take_down_alone().await;
             let networks = {
                 let mut live = agent.live();
                 live.node.remote = RemoteTable::default();
-                live.health.clear();
                 std::mem::take(&mut live.node.catalog.networks)
             };
             agent.forget_state().await?;
@@ -38,38 +41,43 @@ impl Agent {
     }
 
     /// Removes everything from the kernel; the networks stay known. Goes on after failures, which end up
-    /// in the log and the status.
+    /// in the answer.
     pub(in crate::agent) async fn take_everything_down(&self) -> ResetReport {
-        let networks: Vec<_> = self
-            .live()
-            .node
-            .catalog
-            .networks
-            .values()
-            .cloned()
-            .collect();
+        let _alone = self.lock_everything().await;
+        self.take_down_alone().await
+    }
+
+    /// The caller holds the gate.
+    async fn take_down_alone(&self) -> ResetReport {
+        let networks: Vec<_> = {
+            let live = self.live();
+            live.node.catalog.networks.values().cloned().collect()
+        };
         let mut report = ResetReport::default();
         for network in networks {
-            let _turn = self.lock_network(&network.id).await;
-            let endpoints: Vec<_> = self.live().endpoints_of(&network.id).cloned().collect();
+            let endpoints: Vec<Endpoint> = self.live().endpoints_of(&network.id).cloned().collect();
             for endpoint in endpoints {
                 self.live().node.endpoints.remove(&endpoint.id);
                 report.endpoints += 1;
                 if let Err(error) = self.unplug(&network, &endpoint).await {
-                    self.trouble(
-                        &format!("network {}", network.name),
-                        "kernel_refused",
-                        &error,
-                    );
+                    report.failures.push(format!(
+                        "endpoint \"{}\" of network \"{}\": {error}",
+                        endpoint.name, network.name
+                    ));
                 }
             }
         }
         match self.plumbing().sweep(Keep::new()).await {
-            Ok(swept) => report.swept = swept,
-            Err(error) => self.trouble("sweep", "kernel_refused", &error),
+            Ok(swept) => {
+                report.swept = swept.removed;
+                report.failures.extend(swept.failures);
+            }
+            Err(error) => report.failures.push(error.message),
         }
+        // The sweep lets every network go, also one that could not be brought down.
+        self.live().up.clear();
         if let Err(error) = self.save().await {
-            self.trouble("state", "state_not_saved", &error);
+            report.failures.push(error.message);
         }
         report
     }

@@ -198,13 +198,16 @@ impl Agent {
         let underlay = self.plumbing().underlay().await;
         let dataplane = self.plumbing().dataplane();
         let mut trouble = self.plumbing().trouble();
-        match underlay {
+        let underlay_mtu = match underlay {
             Ok(found) => {
-                self.live().underlay_mtu = found.mtu;
                 self.well_again("underlay");
+                Some(found.mtu)
             }
-            Err(error) => self.trouble("underlay", "vtep_missing", &error),
-        }
+            Err(error) => {
+                self.trouble("underlay", "vtep_missing", &error);
+                None
+            }
+        };
         let settings = self.settings();
         let live = self.live();
         let mut health: Vec<_> = live.health.values().cloned().collect();
@@ -229,7 +232,7 @@ impl Agent {
             node: settings.node.clone(),
             vtep: settings.vtep,
             vxlan_port: settings.vxlan_port,
-            underlay_mtu: live.underlay_mtu,
+            underlay_mtu: underlay_mtu.unwrap_or(live.underlay_mtu),
             uptime_seconds: self.inner.started.elapsed().as_secs(),
             pid: std::process::id(),
             epoch: live.node.epoch,

@@ -142,8 +142,14 @@ pub fn reset(args: &ResetArgs, context: &Context) -> Done {
                 .map(|object| format!("  {object}\n"))
                 .collect::<String>()
         ))?;
+        for failure in &report.failures {
+            eprintln!("left: {failure}");
+        }
     }
-    Ok(exit::OK)
+    if report.failures.is_empty() {
+        return Ok(exit::OK);
+    }
+    Ok(exit::ERROR)
 }
 
 /// Every layer merged, not checked yet.

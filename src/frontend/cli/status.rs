@@ -55,7 +55,16 @@ fn fetch(args: &StatusArgs, context: &Context) -> Result<Status, ApiError> {
         .wait
         .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
-        let status = block_on(context.client.status());
+        // One answer that is late must not make the whole wait longer than asked.
+        let client = match deadline {
+            Some(deadline) => context.client.clone().within(
+                deadline
+                    .saturating_duration_since(Instant::now())
+                    .max(LEAST_WAIT),
+            ),
+            None => context.client.clone(),
+        };
+        let status = block_on(client.status());
         let well = status
             .as_ref()
             .is_ok_and(|status| status.verdict == Verdict::Ok);
@@ -65,6 +74,9 @@ fn fetch(args: &StatusArgs, context: &Context) -> Result<Status, ApiError> {
         std::thread::sleep(Duration::from_millis(100));
     }
 }
+
+/// Enough for an agent that is well, also at the end of the wait.
+const LEAST_WAIT: Duration = Duration::from_millis(500);
 
 fn first_line(status: &Status) -> String {
     let name = format!("weft {} on {}", status.version, status.node);
