@@ -316,7 +316,7 @@ fn up(args: UpArgs) -> Result<u8, LabError> {
     let steps = Steps::new(false, Interrupt::catch());
     let gateway = args
         .gateway
-        .unwrap_or_else(|| Ipv4Addr::from(u32::from(args.subnet.broadcast()) - 1));
+        .unwrap_or_else(|| Ipv4Addr::from(u32::from(args.subnet.broadcast()).saturating_sub(1)));
     let lab = Lab::up(
         LabOptions {
             name: args.name,

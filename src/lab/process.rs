@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -46,11 +47,18 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.over)
     }
 
-    /// Sends a signal, if the pid still belongs to this process.
-    pub fn signal(&self, signal: Signal) {
-        if self.alive() {
-            // It may end between the look and the signal; then there is nobody to tell.
-            let _ = kill(self.nix(), signal);
+    /// Sends a signal, if the pid still belongs to this process. Fine if it has ended.
+    ///
+    /// # Errors
+    /// `EPERM` when it is another user's.
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        if !self.alive() {
+            return Ok(());
+        }
+        match kill(self.nix(), signal) {
+            // It ended between the look and the signal.
+            Err(Errno::ESRCH) => Ok(()),
+            sent => sent,
         }
     }
 
@@ -74,23 +82,27 @@ impl ProcessId {
 }
 
 /// Ends processes together: asks first, and after `grace` insists. Returns those that had to be killed.
-pub fn end_all(processes: &[ProcessId], grace: Duration) -> Vec<ProcessId> {
+///
+/// # Errors
+/// `EPERM` when one is another user's; the others are ended all the same.
+pub fn end_all(processes: &[ProcessId], grace: Duration) -> nix::Result<Vec<ProcessId>> {
+    let mut refused = Ok(());
     for process in processes {
-        process.signal(Signal::SIGTERM);
+        refused = refused.and(process.signal(Signal::SIGTERM));
         // A stopped process only hears once it runs again.
-        process.signal(Signal::SIGCONT);
+        refused = refused.and(process.signal(Signal::SIGCONT));
     }
     let end = Instant::now() + grace;
     let left =
         |process: &&ProcessId| !process.ended_within(end.saturating_duration_since(Instant::now()));
     let stubborn: Vec<ProcessId> = processes.iter().filter(left).copied().collect();
     for process in &stubborn {
-        process.signal(Signal::SIGKILL);
+        refused = refused.and(process.signal(Signal::SIGKILL));
     }
     for process in &stubborn {
         process.ended_within(Duration::from_secs(5));
     }
-    stubborn
+    refused.map(|()| stubborn)
 }
 
 /// What to start.
@@ -308,7 +320,11 @@ mod tests {
         let (process, _dir) = sleeper(&lab);
         assert_eq!(marked(&lab).unwrap(), [process]);
         assert!(command_line(process.pid).contains("sleep 60"));
-        assert!(end_all(&[process], Duration::from_secs(5)).is_empty());
+        assert!(
+            end_all(&[process], Duration::from_secs(5))
+                .unwrap()
+                .is_empty()
+        );
         assert!(!process.alive());
         assert_eq!(marked(&lab).unwrap(), []);
     }
@@ -330,7 +346,10 @@ mod tests {
         while fs::read_to_string(&log).unwrap() != "deaf\n" {
             thread::sleep(POLL);
         }
-        assert_eq!(end_all(&[process], Duration::from_millis(100)), [process]);
+        assert_eq!(
+            end_all(&[process], Duration::from_millis(100)),
+            Ok(vec![process])
+        );
         assert!(!process.alive());
         assert_eq!(log_tail(&log), "deaf");
     }
@@ -343,10 +362,10 @@ mod tests {
             ..process
         };
         assert!(!impostor.alive());
-        impostor.signal(Signal::SIGKILL);
-        end_all(&[impostor], Duration::ZERO);
+        impostor.signal(Signal::SIGKILL).unwrap();
+        end_all(&[impostor], Duration::ZERO).unwrap();
         assert!(process.alive());
-        end_all(&[process], Duration::from_secs(5));
+        end_all(&[process], Duration::from_secs(5)).unwrap();
     }
 
     #[test]
