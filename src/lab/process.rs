@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -18,6 +19,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, LabError};
+use super::plan::lab_dir;
 use crate::sys::netns::Netns;
 
 /// The environment variable that marks a lab's processes; its value is the lab's name.
@@ -168,7 +170,7 @@ pub fn marked(lab: &str) -> io::Result<Vec<ProcessId>> {
     Ok(found.into_iter().map(|(process, _)| process).collect())
 }
 
-/// Every process that carries a lab's mark, with the lab's name, except this one and those it runs under.
+/// Every process that carries the mark of a lab of this mount namespace, with the lab's name, except this one and those it runs under.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -177,7 +179,7 @@ pub fn marked_any() -> io::Result<Vec<(ProcessId, String)>> {
     let mut found: Vec<(ProcessId, String)> = pids()?
         .filter(|pid| !own.contains(pid))
         .filter_map(|pid| Some((ProcessId::of_pid(pid)?, mark_of(pid)?)))
-        .filter(|(process, _)| process.alive())
+        .filter(|(process, lab)| process.alive() && sees_our_lab(process.pid, lab))
         .collect();
     found.sort_unstable();
     Ok(found)
@@ -218,6 +220,17 @@ fn mark_of(pid: u32) -> Option<String> {
     let value =
         entries.find_map(|entry| entry.strip_prefix(MARK_VAR.as_bytes())?.strip_prefix(b"="))?;
     String::from_utf8(value.to_vec()).ok()
+}
+
+/// Whether a process sees the same directory of its lab as we do, or neither sees one. In another mount
+/// namespace there may be another lab of this name.
+fn sees_our_lab(pid: u32, lab: &str) -> bool {
+    let seen_from = |root: &Path| {
+        let dir = lab_dir(lab);
+        let dir = root.join(dir.strip_prefix("/").unwrap_or(&dir));
+        fs::metadata(dir).ok().map(|dir| (dir.dev(), dir.ino()))
+    };
+    seen_from(Path::new("/")) == seen_from(Path::new(&format!("/proc/{pid}/root")))
 }
 
 /// Waits until a process just started can be found by its mark, or is over. `spawn` returns when the
@@ -327,6 +340,28 @@ mod tests {
         );
         assert!(!process.alive());
         assert_eq!(marked(&lab).unwrap(), []);
+    }
+
+    #[test]
+    fn a_lab_of_the_same_name_elsewhere_is_left_alone() {
+        let lab = unique("twin");
+        let script =
+            format!("mount -t tmpfs none /run && mkdir -p /run/weft-lab/{lab} && exec sleep 60");
+        let mut other = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .env(MARK_VAR, &lab)
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while !command_line(other.id()).starts_with("sleep") && Instant::now() < end {
+            thread::sleep(POLL);
+        }
+        let seen = mark_of(other.id());
+        let found = marked(&lab);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(seen, Some(lab));
+        assert_eq!(found.unwrap(), []);
     }
 
     #[test]
