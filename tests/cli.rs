@@ -402,6 +402,23 @@ fn endpoints_and_the_forwarding_table_are_listed() {
 }
 
 #[test]
+fn networks_are_listed_by_docker_s_formats_and_filters() {
+    let bed = Bed::start();
+    bed.weft("network create --label a=1 --label b=2 both").ok();
+    bed.weft("network create --label a=1 one").ok();
+    let names = bed.weft("network ls -f label=a=1 -f label=b --format {{.Name}}");
+    assert_eq!(names.ok(), "both\n", "every label must fit");
+    let mut command = program();
+    command.arg("--socket").arg(bed.node.socket());
+    command.args(["network", "ls", "-f", "label=a", "--format"]);
+    command.arg("table {{.Name}}\\t{{.Driver}}\\t{{json .Scope}}");
+    assert_eq!(
+        run(command).ok(),
+        "NAME      DRIVER    SCOPE\nboth      overlay   \"swarm\"\none       overlay   \"swarm\"\n"
+    );
+}
+
+#[test]
 fn destructive_commands_ask() {
     let bed = Bed::start();
     bed.weft("network create web").ok();
