@@ -419,6 +419,23 @@ fn networks_are_listed_by_docker_s_formats_and_filters() {
 }
 
 #[test]
+fn what_was_removed_and_checked_is_told_in_json() {
+    let bed = Bed::start();
+    let id = bed.weft("network create web").ok();
+    let text = bed.weft("--json network rm web nope").stdout;
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expect = serde_json::json!({ "removed": [{ "name": "web", "id": id.trim() }] });
+    assert_eq!(value, expect);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, "vtep = \"192.0.2.1\"\n").unwrap();
+    let text = weft(&format!("--json config check {}", path.display())).ok();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value, serde_json::json!({ "ok": true }));
+}
+
+#[test]
 fn destructive_commands_ask() {
     let bed = Bed::start();
     bed.weft("network create web").ok();

@@ -507,8 +507,10 @@ fn inspect(args: &InspectArgs, context: &Context) -> Done {
 
 fn rm(args: &RmArgs, context: &Context) -> Done {
     let mut first_error = None;
+    let mut removed = Vec::new();
     for network in &args.networks {
         match block_on(context.client.remove_network(network)) {
+            Ok(id) if context.json => removed.push(json!({ "name": network, "id": id })),
             Ok(_) => print(&format!("{network}\n"))?,
             Err(error) if args.force && error.code.exit_code() == exit::NOT_FOUND => {}
             Err(error) => {
@@ -517,6 +519,9 @@ fn rm(args: &RmArgs, context: &Context) -> Done {
                 }
             }
         }
+    }
+    if !removed.is_empty() {
+        print_json(&json!({ "removed": removed }))?;
     }
     first_error.map_or(Ok(exit::OK), Err)
 }
