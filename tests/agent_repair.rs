@@ -320,3 +320,26 @@ async fn an_endpoint_id_belongs_to_one_record() {
     let applied = client.put_records("web", &[moved]).await.unwrap();
     assert!(applied.records[0].applied, "its own record may change");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_in_the_place_of_the_socket_is_not_replaced() {
+    let (mut node, _) = node_at_rest().await;
+    node.stop().await;
+    std::fs::write(node.socket(), "kept").unwrap();
+    let started = weft::frontend::daemon::start(node.settings(), node.plumbing.clone()).await;
+    assert_eq!(started.unwrap_err().code, ErrorCode::PathUnusable);
+    assert_eq!(std::fs::read_to_string(node.socket()).unwrap(), "kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_state_directory_does_not_cut_off_the_workloads_of_another() {
+    let (mut node, _) = node_at_rest().await;
+    node.stop().await;
+    std::fs::rename(node.state_file(), node.dir.path().join("elsewhere")).unwrap();
+    let started = weft::frontend::daemon::start(node.settings(), node.plumbing.clone()).await;
+    let refused = started.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::PathUnusable);
+    assert!(refused.next.contains("weft reset"), "{refused:?}");
+    assert_eq!(node.plumbing.world().endpoints.len(), 1);
+    assert!(!node.state_file().exists(), "the next start is refused too");
+}

@@ -404,6 +404,40 @@ fn endpoints_and_the_forwarding_table_are_listed() {
 }
 
 #[test]
+fn networks_are_listed_by_docker_s_formats_and_filters() {
+    let bed = Bed::start();
+    bed.weft("network create --label a=1 --label b=2 both").ok();
+    bed.weft("network create --label a=1 one").ok();
+    let names = bed.weft("network ls -f label=a=1 -f label=b --format {{.Name}}");
+    assert_eq!(names.ok(), "both\n", "every label must fit");
+    let mut command = program();
+    command.arg("--socket").arg(bed.node.socket());
+    command.args(["network", "ls", "-f", "label=a", "--format"]);
+    command.arg("table {{.Name}}\\t{{.Driver}}\\t{{json .Scope}}");
+    assert_eq!(
+        run(command).ok(),
+        "NAME      DRIVER    SCOPE\nboth      overlay   \"swarm\"\none       overlay   \"swarm\"\n"
+    );
+}
+
+#[test]
+fn what_was_removed_and_checked_is_told_in_json() {
+    let bed = Bed::start();
+    let id = bed.weft("network create web").ok();
+    let text = bed.weft("--json network rm web nope").stdout;
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expect = serde_json::json!({ "removed": [{ "name": "web", "id": id.trim() }] });
+    assert_eq!(value, expect);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, "vtep = \"192.0.2.1\"\n").unwrap();
+    let text = weft(&format!("--json config check {}", path.display())).ok();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value, serde_json::json!({ "ok": true }));
+}
+
+#[test]
 fn destructive_commands_ask() {
     let bed = Bed::start();
     bed.weft("network create web").ok();

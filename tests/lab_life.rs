@@ -90,7 +90,7 @@ fn down_cleans_up_after_everything_was_killed() {
     let guard = Guard::new();
     let lab = guard.up(|_| {}).unwrap();
     for process in marked(&guard.0).unwrap() {
-        process.signal(Signal::SIGKILL);
+        process.signal(Signal::SIGKILL).unwrap();
         assert!(process.ended_within(Duration::from_secs(5)));
     }
     std::fs::remove_file(lab.state().dir().join("lab.json")).unwrap();
@@ -157,7 +157,7 @@ fn a_killed_agent_comes_back_and_carries_on() {
     assert!(!lab.agent_alive("n1"));
     assert!(matches!(
         lab.kill_agent("n1", Signal::SIGKILL),
-        Err(LabError::Options(_))
+        Err(LabError::Condition(_))
     ));
     let process = lab.start_agent("n1").unwrap();
     assert!(process.alive());

@@ -205,7 +205,7 @@ fn a_killed_relay_is_replaced_and_the_link_can_be_made_whole() {
     for repair in [true, false] {
         lab.impair("n1", &LinkImpairment::default()).unwrap();
         let relay = lab.state().relays["n1"].process;
-        relay.signal(Signal::SIGKILL);
+        relay.signal(Signal::SIGKILL).unwrap();
         assert!(relay.ended_within(Duration::from_secs(2)));
         assert_eq!(
             pings(&lab, "my-web.1", "my-web.2", 1),

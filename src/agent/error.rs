@@ -128,7 +128,7 @@ codes! {
     SubnetsExhausted = "subnets_exhausted", 409, ERROR;
     /// Every VNI is in use.
     VnisExhausted = "vnis_exhausted", 409, ERROR;
-    /// The kernel refused a change; what was begun is undone.
+    /// The kernel refused a change; the error says what became of what was begun.
     KernelRefused = "kernel_refused", 500, ERROR;
     /// The dataplane refused a change or stopped.
     DataplaneFailed = "dataplane_failed", 500, ERROR;

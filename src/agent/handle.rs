@@ -106,13 +106,16 @@ impl Agent {
     /// Loads the state, makes the kernel agree with it and starts watching.
     ///
     /// # Errors
-    /// When the state directory cannot be used. What the kernel refuses is reported in the status and
+    /// When the state directory cannot be used, or is empty while the kernel holds networks. What the kernel refuses is reported in the status and
     /// tried again, so that one broken network does not take the others down.
     pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Agent, ApiError> {
         let file = StateFile::open(&settings.state_dir)?;
         let events = EventLog::default();
         let mut health = BTreeMap::new();
-        let mut node = load(&file, &events, &mut health)?;
+        let (mut node, fresh) = load(&file, &events, &mut health)?;
+        if fresh {
+            refuse_orphans(&settings, &plumbing.networks().await?)?;
+        }
         node.epoch += 1;
         for dropped in node.prune_dangling() {
             events.emit(Event::StateRecovered { reason: dropped });
@@ -354,14 +357,15 @@ impl Agent {
     }
 }
 
+/// The state, and whether the node is a fresh one.
 fn load(
     file: &StateFile,
     events: &EventLog,
     health: &mut BTreeMap<String, HealthItem>,
-) -> Result<NodeState, ApiError> {
+) -> Result<(NodeState, bool), ApiError> {
     match file.load()? {
-        Loaded::Fresh => Ok(NodeState::new(ident::unix_nanos())),
-        Loaded::State(state) => Ok(*state),
+        Loaded::Fresh => Ok((NodeState::new(ident::unix_nanos()), true)),
+        Loaded::State(state) => Ok((*state, false)),
         Loaded::Corrupt { reason, moved_to } => {
             let message = format!(
                 "the state file was damaged ({reason}); the agent began with an empty one and the damaged \
@@ -382,7 +386,26 @@ fn load(
                     next,
                 },
             );
-            Ok(NodeState::new(ident::unix_nanos()))
+            Ok((NodeState::new(ident::unix_nanos()), false))
         }
     }
+}
+
+/// Networks in the kernel that no state file tells of: the state is somewhere else, and to begin without
+/// it would take every workload's interface away.
+fn refuse_orphans(settings: &Settings, networks: &[String]) -> Result<(), ApiError> {
+    if networks.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        super::error::ErrorCode::PathUnusable,
+        format!(
+            "{} holds no state, but {} holds {} networks of an earlier agent",
+            settings.state_dir.display(),
+            settings.run_dir.display(),
+            networks.len()
+        ),
+        "give the --state-dir that agent had, or remove its networks and their workloads' interfaces: weft reset \
+         --yes",
+    ))
 }

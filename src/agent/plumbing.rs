@@ -246,6 +246,9 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
     /// Whether tables and workers have the network. A verb that fails may have let it go.
     fn forwards(&self, network: &str) -> bool;
 
+    /// Ids of the networks that exist in the kernel.
+    fn networks(&self) -> BoxFuture<'_, Outcome<Vec<String>>>;
+
     /// Removes everything of this agent's in the kernel but what is to be kept; tells what that was.
     fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>>;
 

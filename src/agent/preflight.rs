@@ -71,6 +71,7 @@ fn lock_dir(dir: &Path, mode: u32) -> Result<File, ApiError> {
         .write(true)
         .create(true)
         .truncate(false)
+        .custom_flags(libc::O_NOFOLLOW)
         .mode(0o600);
     let mut file = options
         .open(&path)
@@ -271,6 +272,17 @@ mod tests {
         );
         drop(held);
         assert!(lock_dir(&dir.path().join("run"), 0o755).is_ok());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "kept").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join(LOCK_FILE)).unwrap();
+        let error = lock_dir(dir.path(), 0o755).unwrap_err();
+        assert_eq!(error.code, ErrorCode::PathUnusable);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
     }
 
     #[test]

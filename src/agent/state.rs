@@ -186,6 +186,7 @@ impl StateFile {
         let temporary = self.dir.join(format!("{FILE_NAME}.tmp"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
+        options.custom_flags(libc::O_NOFOLLOW);
         let mut file = options.open(&temporary)?;
         file.write_all(&encode(state)?)?;
         file.sync_all()?;
@@ -366,5 +367,18 @@ mod tests {
         let error = file.save(&sample()).unwrap_err();
         assert_eq!(error.code, ErrorCode::StateNotSaved);
         assert!(error.next.contains("df -h"), "{error:?}");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_temporary_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "kept").unwrap();
+        let temporary = dir.path().join(format!("{FILE_NAME}.tmp"));
+        std::os::unix::fs::symlink(&precious, temporary).unwrap();
+        let file = StateFile::open(dir.path()).unwrap();
+        let error = file.save(&NodeState::new(1)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::StateNotSaved);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
     }
 }

@@ -1,7 +1,7 @@
 //! The daemon: checks the host, starts the agent, serves its API until told to stop.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -164,6 +164,13 @@ fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
             "talk to that one (weft status), or give this one its own --run-dir",
         ));
     }
+    // A dead agent's socket is replaced; anything else at that place is somebody's.
+    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(unusable(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "something that is no socket is there",
+        )));
+    }
     let group = group_id(settings)?;
     let mut temporary = path.clone().into_os_string();
     // One name for all: what an agent killed right here leaves, the next one replaces.
@@ -173,7 +180,11 @@ fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
         std::fs::create_dir_all(dir).map_err(unusable)?;
     }
     let _none_is_fine = std::fs::remove_file(&temporary);
-    let listener = UnixListener::bind(&temporary).map_err(unusable)?;
+    // Nobody can connect to it before its rights are set.
+    let mask = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(&temporary);
+    nix::sys::stat::umask(mask);
+    let listener = listener.map_err(unusable)?;
     let place = || -> io::Result<()> {
         if group.is_some() {
             std::os::unix::fs::chown(&temporary, None, group)?;

@@ -54,6 +54,6 @@ pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,
     finish_tap, remove_network,
 };
-pub use sweep::{SweepReport, sweep};
+pub use sweep::{SweepReport, list_networks, sweep};
 pub use underlay::{UnderlayDevice, underlay_device, watch_underlay};
 pub use workload::{WorkloadRef, workload_alive};

@@ -47,6 +47,25 @@ pub async fn sweep(run_dir: &Path, keep: &HashSet<String>) -> Result<SweepReport
     Ok(report)
 }
 
+/// Ids of the networks under a run directory, found by their marks.
+///
+/// # Errors
+/// As [`sweep`], and the kernel's reason.
+pub async fn list_networks(run_dir: &Path) -> Result<Vec<String>, HostError> {
+    let dir = run_dir.join("netns");
+    let mut ids = Vec::new();
+    for path in files(&dir).map_err(|e| HostError::io(format!("list {}", dir.display()), e))? {
+        match open_network(&path) {
+            Ok((_netns, netlink)) => {
+                ids.extend(network_mark(&netlink.links().await?).map(|mark| mark.id));
+            }
+            Err(HostError::NoNetwork(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ids)
+}
+
 fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

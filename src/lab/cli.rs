@@ -71,6 +71,11 @@ enum LabCommand {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab up
+  weft lab up --name big --nodes 8 --workloads 4
+  weft lab up --kernel-peers 1 --underlay-mtu 9000")]
 struct UpArgs {
     /// Name of the lab; several at once do not meet
     #[arg(long, default_value = "lab")]
@@ -120,6 +125,11 @@ struct UpArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab down
+  weft lab down big
+  weft lab down --all")]
 struct DownArgs {
     /// The lab
     #[arg(default_value = "lab")]
@@ -130,6 +140,10 @@ struct DownArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab ls
+  weft lab ls --json")]
 struct LsArgs {
     /// Print JSON
     #[arg(long)]
@@ -137,6 +151,10 @@ struct LsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab exec lab my-web.1 -- ping 10.0.1.2
+  weft lab exec lab n1 -- weft status")]
 struct ExecArgs {
     /// The lab
     lab: String,
@@ -148,6 +166,12 @@ struct ExecArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab impair lab n2 --loss 5% --delay 10ms
+  weft lab impair lab n2 --blackhole --direction out
+  weft lab impair lab n2
+  weft lab impair lab n2 --clear")]
 struct ImpairArgs {
     /// The lab
     lab: String,
@@ -221,6 +245,10 @@ impl ImpairArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab capture lab n1 --count 10
+  weft lab capture lab my-web.1 -w web.pcapng --for 5s")]
 struct CaptureArgs {
     /// The lab
     lab: String,
@@ -238,6 +266,10 @@ struct CaptureArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab audit
+  weft lab audit -- weft lab demo")]
 struct AuditArgs {
     /// Keep what there is now, to be compared later
     #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "command"])]
@@ -254,6 +286,10 @@ struct AuditArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab kill lab n1
+  weft lab kill lab n1 --signal TERM")]
 struct KillArgs {
     /// The lab
     lab: String,
@@ -265,6 +301,9 @@ struct KillArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  weft lab start lab n1")]
 struct StartArgs {
     /// The lab
     lab: String,
@@ -319,7 +358,7 @@ fn up(args: UpArgs) -> Result<u8, LabError> {
     let steps = Steps::new(false, Interrupt::catch());
     let gateway = args
         .gateway
-        .unwrap_or_else(|| Ipv4Addr::from(u32::from(args.subnet.broadcast()) - 1));
+        .unwrap_or_else(|| Ipv4Addr::from(u32::from(args.subnet.broadcast()).saturating_sub(1)));
     let lab = Lab::up(
         LabOptions {
             name: args.name,

@@ -10,9 +10,12 @@ pub enum LabError {
     /// What was asked for makes no sense.
     #[error("{0}")]
     Options(String),
-    /// This process may not make namespaces and links.
+    /// This process may not do that.
     #[error("{0}")]
     Privilege(String),
+    /// The lab is not in the condition for that.
+    #[error("{0}")]
+    Condition(String),
     /// There is no lab of this name.
     #[error(
         "there is no lab \"{0}\"; `weft lab ls` lists the labs, `weft lab up --name {0}` makes one"
@@ -97,9 +100,35 @@ pub trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, LabError> {
-        self.map_err(|source| LabError::Io {
-            what: what(),
-            source: source.into(),
+        self.map_err(|source| match source.into() {
+            source if source.kind() == io::ErrorKind::PermissionDenied => {
+                LabError::Privilege(format!(
+                    "{}: {source}; do it as the user who made the lab, or as root (sudo)",
+                    what()
+                ))
+            }
+            source => LabError::Io {
+                what: what(),
+                source,
+            },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_rights_is_told_with_what_to_do() {
+        for errno in [nix::errno::Errno::EPERM, nix::errno::Errno::EACCES] {
+            let error = Err::<(), _>(errno).context(|| "open it".into());
+            let Err(LabError::Privilege(text)) = error else {
+                panic!("{error:?}");
+            };
+            assert!(text.contains("open it") && text.contains("sudo"), "{text}");
+        }
+        let other = Err::<(), _>(nix::errno::Errno::EIO).context(|| "open it".into());
+        assert!(matches!(other, Err(LabError::Io { .. })));
     }
 }

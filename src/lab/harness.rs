@@ -108,7 +108,8 @@ impl Lab {
         let dir = lab_dir(name);
         let _lock = dir.is_dir().then(|| state::lock(name)).transpose()?;
         let processes = process::marked(name).context(|| "list processes".into())?;
-        let killed = end_all(&processes, GRACE);
+        let killed =
+            end_all(&processes, GRACE).context(|| format!("end the processes of lab {name}"))?;
         let removed = Removed {
             processes: processes.len(),
             killed: killed.len(),
@@ -255,7 +256,8 @@ impl Lab {
     /// Sends a signal to a node's agent. With [`Signal::SIGKILL`] it returns once the agent is gone.
     ///
     /// # Errors
-    /// [`LabError::NoPlace`]; [`LabError::Options`] when no agent runs there.
+    /// [`LabError::NoPlace`]; [`LabError::Condition`] when no agent runs there; [`LabError::Privilege`] when
+    /// it is another user's; [`LabError::Timeout`] when it does not go.
     pub fn kill_agent(&self, node: &str, signal: Signal) -> Result<ProcessId, LabError> {
         self.node(node)?;
         let running = self
@@ -264,10 +266,16 @@ impl Lab {
             .get(node)
             .filter(|process| process.alive());
         let process =
-            *running.ok_or_else(|| LabError::Options(format!("no agent runs on {node}")))?;
-        process.signal(signal);
-        if signal == Signal::SIGKILL {
-            process.ended_within(GRACE);
+            *running.ok_or_else(|| LabError::Condition(format!("no agent runs on {node}")))?;
+        process
+            .signal(signal)
+            .context(|| format!("send {signal} to the agent of {node}, pid {}", process.pid))?;
+        if signal == Signal::SIGKILL && !process.ended_within(GRACE) {
+            return Err(LabError::Timeout {
+                what: format!("the end of the agent of {node}, pid {}", process.pid),
+                seconds: GRACE.as_secs(),
+                detail: String::new(),
+            });
         }
         Ok(process)
     }
@@ -275,7 +283,7 @@ impl Lab {
     /// Starts a node's agent anew, waits until it answers and tells it who is where.
     ///
     /// # Errors
-    /// [`LabError::Options`] when it runs already; as [`Lab::up`].
+    /// [`LabError::Condition`] when it runs already; as [`Lab::up`].
     pub fn start_agent(&mut self, node: &str) -> Result<ProcessId, LabError> {
         let _lock = state::lock(self.name())?;
         let agent = self.boot_agent(node)?;
@@ -351,7 +359,7 @@ impl Lab {
             links::remove(&switch, &port_name(&node)).await?;
             links::set_port(&switch, &node.nic(), mtu, true).await
         })?;
-        end_all(&[relay.process], GRACE);
+        end_all(&[relay.process], GRACE).context(|| "end the relay".into())?;
         self.switch_offloads(&node, &relay.offloads)?;
         self.state.save()
     }
@@ -460,10 +468,15 @@ impl Lab {
 
     /// Starts an agent that is down and waits until it answers. The caller holds the lab's lock.
     fn boot_agent(&mut self, node: &str) -> Result<AgentAt, LabError> {
+        // Another command may have changed it since it was read.
+        self.state = LabState::load(self.name())?;
         let node = self.node(node)?.clone();
-        if node.kind != NodeKind::Agent || self.agent_alive(&node.name) {
-            return Err(LabError::Options(format!(
-                "{} needs no agent started",
+        if node.kind != NodeKind::Agent {
+            return Err(LabError::Options(format!("{} has no agent", node.name)));
+        }
+        if self.agent_alive(&node.name) {
+            return Err(LabError::Condition(format!(
+                "the agent of {} runs already",
                 node.name
             )));
         }

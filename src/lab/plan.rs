@@ -266,6 +266,28 @@ fn check(options: &LabOptions) -> Result<(), LabError> {
             options.underlay_mtu
         ));
     }
+    if options.subnet.ip() != options.subnet.network() {
+        return refuse(format!(
+            "{} has bits set beyond its length: {}/{} is the subnet",
+            options.subnet,
+            options.subnet.network(),
+            options.subnet.prefix()
+        ));
+    }
+    if !SUBNET_PREFIXES.contains(&options.subnet.prefix()) {
+        return refuse(format!(
+            "{}: a lab's subnet has a prefix length from {} to {}",
+            options.subnet,
+            SUBNET_PREFIXES.start(),
+            SUBNET_PREFIXES.end()
+        ));
+    }
+    if [options.subnet.network(), options.subnet.broadcast()].contains(&options.gateway) {
+        return refuse(format!(
+            "gateway {} is the network or broadcast address of {}",
+            options.gateway, options.subnet
+        ));
+    }
     if !options.subnet.contains(options.gateway) {
         return refuse(format!(
             "gateway {} is not in {}",
@@ -349,6 +371,8 @@ const UNDERLAY_V4: Ipv4Network = match Ipv4Network::new_checked(Ipv4Addr::new(10
 };
 const NAME_LEN_MAX: usize = 16;
 const NODES_MAX: usize = 100;
+/// As the agent takes them.
+const SUBNET_PREFIXES: std::ops::RangeInclusive<u8> = 4..=30;
 /// IPv6 needs 1280 bytes inside the tunnel.
 const UNDERLAY_MTU_MIN: u32 = 1350;
 const UNDERLAY_MTU_MAX: u32 = 65_535;
@@ -433,6 +457,10 @@ mod tests {
             |o| o.subnet = "10.99.0.0/16".parse().unwrap(),
             "10.99.0.0/16",
         );
+        refused(|o| o.subnet = "0.0.0.0/32".parse().unwrap(), "length");
+        refused(|o| o.subnet = "10.0.1.7/24".parse().unwrap(), "10.0.1.0/24");
+        refused(|o| o.gateway = Ipv4Addr::new(10, 0, 1, 255), "broadcast");
+        refused(|o| o.gateway = Ipv4Addr::new(10, 0, 1, 0), "network");
         refused(|o| o.service = "../x".into(), "../x");
         refused(|o| o.workloads = 100, "room");
     }

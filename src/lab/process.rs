@@ -6,17 +6,20 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, LabError};
+use super::plan::lab_dir;
 use crate::sys::netns::Netns;
 
 /// The environment variable that marks a lab's processes; its value is the lab's name.
@@ -46,11 +49,18 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started && !stat.over)
     }
 
-    /// Sends a signal, if the pid still belongs to this process.
-    pub fn signal(&self, signal: Signal) {
-        if self.alive() {
-            // It may end between the look and the signal; then there is nobody to tell.
-            let _ = kill(self.nix(), signal);
+    /// Sends a signal, if the pid still belongs to this process. Fine if it has ended.
+    ///
+    /// # Errors
+    /// `EPERM` when it is another user's.
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        if !self.alive() {
+            return Ok(());
+        }
+        match kill(self.nix(), signal) {
+            // It ended between the look and the signal.
+            Err(Errno::ESRCH) => Ok(()),
+            sent => sent,
         }
     }
 
@@ -74,23 +84,27 @@ impl ProcessId {
 }
 
 /// Ends processes together: asks first, and after `grace` insists. Returns those that had to be killed.
-pub fn end_all(processes: &[ProcessId], grace: Duration) -> Vec<ProcessId> {
+///
+/// # Errors
+/// `EPERM` when one is another user's; the others are ended all the same.
+pub fn end_all(processes: &[ProcessId], grace: Duration) -> nix::Result<Vec<ProcessId>> {
+    let mut refused = Ok(());
     for process in processes {
-        process.signal(Signal::SIGTERM);
+        refused = refused.and(process.signal(Signal::SIGTERM));
         // A stopped process only hears once it runs again.
-        process.signal(Signal::SIGCONT);
+        refused = refused.and(process.signal(Signal::SIGCONT));
     }
     let end = Instant::now() + grace;
     let left =
         |process: &&ProcessId| !process.ended_within(end.saturating_duration_since(Instant::now()));
     let stubborn: Vec<ProcessId> = processes.iter().filter(left).copied().collect();
     for process in &stubborn {
-        process.signal(Signal::SIGKILL);
+        refused = refused.and(process.signal(Signal::SIGKILL));
     }
     for process in &stubborn {
         process.ended_within(Duration::from_secs(5));
     }
-    stubborn
+    refused.map(|()| stubborn)
 }
 
 /// What to start.
@@ -156,7 +170,7 @@ pub fn marked(lab: &str) -> io::Result<Vec<ProcessId>> {
     Ok(found.into_iter().map(|(process, _)| process).collect())
 }
 
-/// Every process that carries a lab's mark, with the lab's name, except this one and those it runs under.
+/// Every process that carries the mark of a lab of this mount namespace, with the lab's name, except this one and those it runs under.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -165,7 +179,7 @@ pub fn marked_any() -> io::Result<Vec<(ProcessId, String)>> {
     let mut found: Vec<(ProcessId, String)> = pids()?
         .filter(|pid| !own.contains(pid))
         .filter_map(|pid| Some((ProcessId::of_pid(pid)?, mark_of(pid)?)))
-        .filter(|(process, _)| process.alive())
+        .filter(|(process, lab)| process.alive() && sees_our_lab(process.pid, lab))
         .collect();
     found.sort_unstable();
     Ok(found)
@@ -206,6 +220,17 @@ fn mark_of(pid: u32) -> Option<String> {
     let value =
         entries.find_map(|entry| entry.strip_prefix(MARK_VAR.as_bytes())?.strip_prefix(b"="))?;
     String::from_utf8(value.to_vec()).ok()
+}
+
+/// Whether a process sees the same directory of its lab as we do, or neither sees one. In another mount
+/// namespace there may be another lab of this name.
+fn sees_our_lab(pid: u32, lab: &str) -> bool {
+    let seen_from = |root: &Path| {
+        let dir = lab_dir(lab);
+        let dir = root.join(dir.strip_prefix("/").unwrap_or(&dir));
+        fs::metadata(dir).ok().map(|dir| (dir.dev(), dir.ino()))
+    };
+    seen_from(Path::new("/")) == seen_from(Path::new(&format!("/proc/{pid}/root")))
 }
 
 /// Waits until a process just started can be found by its mark, or is over. `spawn` returns when the
@@ -308,9 +333,35 @@ mod tests {
         let (process, _dir) = sleeper(&lab);
         assert_eq!(marked(&lab).unwrap(), [process]);
         assert!(command_line(process.pid).contains("sleep 60"));
-        assert!(end_all(&[process], Duration::from_secs(5)).is_empty());
+        assert!(
+            end_all(&[process], Duration::from_secs(5))
+                .unwrap()
+                .is_empty()
+        );
         assert!(!process.alive());
         assert_eq!(marked(&lab).unwrap(), []);
+    }
+
+    #[test]
+    fn a_lab_of_the_same_name_elsewhere_is_left_alone() {
+        let lab = unique("twin");
+        let script =
+            format!("mount -t tmpfs none /run && mkdir -p /run/weft-lab/{lab} && exec sleep 60");
+        let mut other = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .env(MARK_VAR, &lab)
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while !command_line(other.id()).starts_with("sleep") && Instant::now() < end {
+            thread::sleep(POLL);
+        }
+        let seen = mark_of(other.id());
+        let found = marked(&lab);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(seen, Some(lab));
+        assert_eq!(found.unwrap(), []);
     }
 
     #[test]
@@ -330,7 +381,10 @@ mod tests {
         while fs::read_to_string(&log).unwrap() != "deaf\n" {
             thread::sleep(POLL);
         }
-        assert_eq!(end_all(&[process], Duration::from_millis(100)), [process]);
+        assert_eq!(
+            end_all(&[process], Duration::from_millis(100)),
+            Ok(vec![process])
+        );
         assert!(!process.alive());
         assert_eq!(log_tail(&log), "deaf");
     }
@@ -343,10 +397,10 @@ mod tests {
             ..process
         };
         assert!(!impostor.alive());
-        impostor.signal(Signal::SIGKILL);
-        end_all(&[impostor], Duration::ZERO);
+        impostor.signal(Signal::SIGKILL).unwrap();
+        end_all(&[impostor], Duration::ZERO).unwrap();
         assert!(process.alive());
-        end_all(&[process], Duration::from_secs(5));
+        end_all(&[process], Duration::from_secs(5)).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -149,10 +150,22 @@ pub fn claim(lab: &str) -> Result<(), LabError> {
 /// [`LabError::NoLab`] when there is no such lab; [`LabError::Io`].
 pub fn lock(lab: &str) -> Result<Flock<File>, LabError> {
     check_name(lab)?;
-    let file = File::open(lab_dir(lab)).map_err(|_| LabError::NoLab(lab.into()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| errno)
-        .context(|| format!("lock lab {lab}"))
+    let dir = lab_dir(lab);
+    loop {
+        let file = File::open(&dir).map_err(|_| LabError::NoLab(lab.into()))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .context(|| format!("lock lab {lab}"))?;
+        // While this one waited, the lab may have been removed, and made again.
+        if is_at(&lock, &dir) {
+            return Ok(lock);
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |found: io::Result<fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+    id(file.metadata()) == id(fs::metadata(path))
 }
 
 fn state_path(lab: &str) -> PathBuf {
@@ -174,6 +187,19 @@ mod tests {
             .insert("n1".into(), ProcessId { pid: 7, started: 9 });
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<LabState>(&text).unwrap(), state);
+    }
+
+    #[test]
+    fn a_directory_that_was_replaced_is_not_the_one_that_was_locked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lab");
+        fs::create_dir(&path).unwrap();
+        let file = File::open(&path).unwrap();
+        assert!(is_at(&file, &path));
+        fs::remove_dir(&path).unwrap();
+        assert!(!is_at(&file, &path));
+        fs::create_dir(&path).unwrap();
+        assert!(!is_at(&file, &path));
     }
 
     #[test]

@@ -294,6 +294,11 @@ impl Plumbing for FakePlumbing {
         self.world().forwarding.contains(network)
     }
 
+    fn networks(&self) -> BoxFuture<'_, Outcome<Vec<String>>> {
+        let found = self.world().networks.keys().cloned().collect();
+        ready(Ok(found)).boxed()
+    }
+
     fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         let swept = self.verb("sweep").map(|mut world| {
             let mut swept = Vec::new();

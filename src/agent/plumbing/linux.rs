@@ -575,6 +575,15 @@ impl Plumbing for LinuxPlumbing {
         self.shared.held().contains_key(network)
     }
 
+    fn networks(&self) -> BoxFuture<'_, Outcome<Vec<String>>> {
+        async {
+            crate::host::list_networks(&self.shared.run_dir)
+                .await
+                .map_err(host_error)
+        }
+        .boxed()
+    }
+
     fn sweep(&self, keep: Keep) -> BoxFuture<'_, Outcome<Swept>> {
         async move {
             let gone: Vec<String> = {

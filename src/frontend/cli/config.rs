@@ -106,7 +106,11 @@ fn check_all(args: &CheckArgs, context: &Context) -> Done {
     merged
         .and_then(|merged| check(&merged))
         .map_err(|faults| all(faults, context))?;
-    print("ok\n")?;
+    if context.json {
+        print_json(&serde_json::json!({ "ok": true }))?;
+    } else {
+        print("ok\n")?;
+    }
     Ok(exit::OK)
 }
 

@@ -108,7 +108,7 @@ pub struct LsArgs {
     /// Print ids in full
     #[arg(long)]
     no_trunc: bool,
-    /// table, json (one object per line), or a template such as '{{.Name}}'
+    /// table, json (one object per line), or a template such as '{{.Name}}' or 'table {{.ID}}\t{{.Name}}'
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// List only what fits
@@ -355,11 +355,24 @@ fn render_ls(networks: &[NetworkView], args: &LsArgs, json: bool) -> Result<Stri
             .map(|n| format!("{}\n", ls_object(n, args.no_trunc)))
             .collect()),
         template => {
-            let lines = networks.iter().map(|network| {
+            let (template, headed) = match template.strip_prefix("table ") {
+                Some(columns) => (columns.trim_start(), true),
+                None => (template, false),
+            };
+            let mut lines = Vec::new();
+            if headed {
+                // Docker's headings know nothing of `json`.
+                let heading = template.replace("{{json ", "{{");
+                lines.push(template::render(&heading, &ls_headings()).map_err(bad_template)?);
+            }
+            for network in networks {
                 let line = template::render(template, &ls_object(network, args.no_trunc));
-                line.map(|line| line + "\n").map_err(bad_template)
-            });
-            lines.collect()
+                lines.push(line.map_err(bad_template)?);
+            }
+            Ok(match headed {
+                true => output::columns(&lines),
+                false => lines.into_iter().map(|line| line + "\n").collect(),
+            })
         }
     }
 }
@@ -384,6 +397,21 @@ fn ls_object(network: &NetworkView, no_trunc: bool) -> Value {
     })
 }
 
+/// What Docker writes over each key of [`ls_object`].
+fn ls_headings() -> Value {
+    json!({
+        "CreatedAt": "CREATED AT",
+        "Driver": "DRIVER",
+        "ID": "NETWORK ID",
+        "IPv4": "IPV4",
+        "IPv6": "IPV6",
+        "Internal": "INTERNAL",
+        "Labels": "LABELS",
+        "Name": "NAME",
+        "Scope": "SCOPE",
+    })
+}
+
 fn bad_template(why: String) -> ApiError {
     usage(
         format!("the format cannot be used: {why}"),
@@ -391,7 +419,7 @@ fn bad_template(why: String) -> ApiError {
     )
 }
 
-/// Filters by key; within one key any may fit, between keys all must.
+/// Filters by key; within one key any may fit, between keys all must, and all labels must: as Docker.
 #[derive(Debug, Default)]
 struct Filters(BTreeMap<String, Vec<String>>);
 
@@ -420,9 +448,13 @@ impl Filters {
     }
 
     fn fit(&self, network: &NetworkView) -> bool {
-        self.0
-            .iter()
-            .all(|(key, values)| values.iter().any(|value| fits(network, key, value)))
+        self.0.iter().all(|(key, values)| {
+            let mut fitting = values.iter().map(|value| fits(network, key, value));
+            match key.as_str() {
+                "label" => fitting.all(|fits| fits),
+                _ => fitting.any(|fits| fits),
+            }
+        })
     }
 }
 
@@ -475,8 +507,10 @@ fn inspect(args: &InspectArgs, context: &Context) -> Done {
 
 fn rm(args: &RmArgs, context: &Context) -> Done {
     let mut first_error = None;
+    let mut removed = Vec::new();
     for network in &args.networks {
         match block_on(context.client.remove_network(network)) {
+            Ok(id) if context.json => removed.push(json!({ "name": network, "id": id })),
             Ok(_) => print(&format!("{network}\n"))?,
             Err(error) if args.force && error.code.exit_code() == exit::NOT_FOUND => {}
             Err(error) => {
@@ -485,6 +519,9 @@ fn rm(args: &RmArgs, context: &Context) -> Done {
                 }
             }
         }
+    }
+    if !removed.is_empty() {
+        print_json(&json!({ "removed": removed }))?;
     }
     first_error.map_or(Ok(exit::OK), Err)
 }

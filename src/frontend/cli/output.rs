@@ -46,6 +46,21 @@ pub fn table<const N: usize>(headers: [&str; N], rows: &[[String; N]]) -> String
     text
 }
 
+/// Lines with tabs between their cells, as [`table`].
+pub fn columns(lines: &[String]) -> String {
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| line.split('\t').map(str::to_owned).collect())
+        .collect();
+    let mut widths = vec![0; rows.iter().map(Vec::len).max().unwrap_or(0)];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    rows.iter().map(|row| line(row, &widths)).collect()
+}
+
 fn line(cells: &[String], widths: &[usize]) -> String {
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(widths) {
