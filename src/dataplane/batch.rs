@@ -194,6 +194,12 @@ impl Batches {
         }
     }
 
+    /// Whether a send that finds the underlay's queue full may wait: once for all that is sent beside the groups,
+    /// until [`Self::take_stalled`].
+    pub fn may_wait(&mut self) -> bool {
+        !std::mem::replace(&mut self.stalled, true)
+    }
+
     /// Whether a send had to wait since the last call: then it is time to look after other things.
     pub fn take_stalled(&mut self) -> bool {
         std::mem::take(&mut self.stalled)

@@ -567,7 +567,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let header = vxlan::encode(segment.vni);
         let pieces = [IoSlice::new(&header), IoSlice::new(frame)];
         let mut outcome = self.underlay.send(&transmit, &pieces);
-        if outcome.as_ref().is_err_and(batch::is_full) {
+        if outcome.as_ref().is_err_and(batch::is_full) && self.batches.may_wait() {
             self.underlay
                 .wait_writable(transmit.path, transmit.destination);
             outcome = self.underlay.send(&transmit, &pieces);

@@ -544,16 +544,16 @@ impl Loop {
         };
         let now = if idle { now_ns() } else { now };
         let mut done = 0;
-        let (mut orders, mut any) = (false, false);
+        let (mut orders, mut barren) = (false, false);
         for event in ready {
-            any = true;
             match event.token {
                 TOKEN_WAKER => orders = true,
                 TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
                 token => {
-                    done += self
-                        .worker
-                        .encap_burst(SegmentIndex((token - TOKEN_UPLINK) as u16), now)
+                    let segment = SegmentIndex((token - TOKEN_UPLINK) as u16);
+                    let read = self.worker.encap_burst(segment, now);
+                    barren |= read == 0;
+                    done += read;
                 }
             }
         }
@@ -564,7 +564,7 @@ impl Loop {
             }
         }
         if done == 0 {
-            if idle && any && !orders {
+            if idle && barren && !orders {
                 std::thread::sleep(BARREN_PAUSE);
             }
             return Round::Nothing;
@@ -598,7 +598,7 @@ impl Loop {
     }
 }
 
-/// After a wake-up that brought nothing: a TAP whose link is gone stays ready for ever (`EPOLLERR`), and must not
+/// After a wake-up by uplinks that brought nothing: a TAP whose link is gone stays ready for ever (`EPOLLERR`), and must not
 /// take a processor until its network is taken down.
 const BARREN_PAUSE: Duration = Duration::from_millis(1);
 
