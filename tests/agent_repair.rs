@@ -263,6 +263,9 @@ async fn a_network_the_kernel_does_not_let_go_stays_known() {
     assert_eq!(refused.code, ErrorCode::KernelRefused);
     client.network("web").await.unwrap();
     node.plumbing.world().failing = None;
+    // It can be used again, although tables and workers had let go of it.
+    client.attach("web", &target("c2")).await.unwrap();
+    client.detach("web", "c2").await.unwrap();
     client.remove_network("web").await.unwrap();
     assert!(node.plumbing.world().networks.is_empty());
 }
@@ -342,4 +345,16 @@ async fn an_empty_state_directory_does_not_cut_off_the_workloads_of_another() {
     assert!(refused.next.contains("weft reset"), "{refused:?}");
     assert_eq!(node.plumbing.world().endpoints.len(), 1);
     assert!(!node.state_file().exists(), "the next start is refused too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_lost_after_it_was_found_damaged_is_no_other_state() {
+    let (mut node, _) = node_at_rest().await;
+    node.stop().await;
+    // As when the disk was full: moved aside, and nothing could be written in its place.
+    let aside = node.state_file().with_file_name("state.json.corrupt-1");
+    std::fs::rename(node.state_file(), aside).unwrap();
+    let started = weft::frontend::daemon::start(node.settings(), node.plumbing.clone()).await;
+    started.unwrap();
+    assert!(node.plumbing.world().networks.is_empty(), "it began empty");
 }

@@ -364,7 +364,8 @@ fn load(
     health: &mut BTreeMap<String, HealthItem>,
 ) -> Result<(NodeState, bool), ApiError> {
     match file.load()? {
-        Loaded::Fresh => Ok((NodeState::new(ident::unix_nanos()), true)),
+        // After a damaged file was moved aside and no new one came to be, the node is not fresh either.
+        Loaded::Fresh => Ok((NodeState::new(ident::unix_nanos()), !file.was_damaged())),
         Loaded::State(state) => Ok((*state, false)),
         Loaded::Corrupt { reason, moved_to } => {
             let message = format!(

@@ -23,6 +23,8 @@ use super::records::RemoteTable;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.json";
+/// Of a damaged one that was moved aside, before the time.
+const DAMAGED_PREFIX: &str = "state.json.corrupt-";
 const FORMAT: &str = "weft/state";
 const FORMAT_VERSION: u32 = 1;
 
@@ -145,11 +147,18 @@ impl StateFile {
             Err(Damage::Corrupt(reason)) => {
                 let moved_to = self
                     .dir
-                    .join(format!("{FILE_NAME}.corrupt-{}", ident::unix_nanos()));
+                    .join(format!("{DAMAGED_PREFIX}{}", ident::unix_nanos()));
                 fs::rename(&path, &moved_to).map_err(|e| unusable("move aside", &path, &e))?;
                 Ok(Loaded::Corrupt { reason, moved_to })
             }
         }
+    }
+
+    /// Whether a damaged file was moved aside here once.
+    pub fn was_damaged(&self) -> bool {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().starts_with(DAMAGED_PREFIX))
     }
 
     /// Replaces the file. When this returns, the new content survives a crash.

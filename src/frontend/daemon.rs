@@ -272,7 +272,13 @@ pub fn reset_without_agent(merged: &Merged) -> Result<ResetReport, ApiError> {
         .build();
     let runtime = runtime.map_err(|e| ApiError::internal(format!("no runtime: {e}")))?;
     let swept = runtime.block_on(crate::agent::plumbing::linux::sweep_all(&run_dir))?;
-    forget_state(&state_dir)?;
+    if swept.failures.is_empty() {
+        forget_state(&state_dir)?;
+    } else {
+        // The next start finds a state that knows of nothing, and tries to remove the rest again.
+        let empty = crate::agent::state::NodeState::new(crate::agent::ident::unix_nanos());
+        crate::agent::state::StateFile::open(&state_dir)?.save(&empty)?;
+    }
     Ok(ResetReport {
         swept: swept.removed,
         failures: swept.failures,

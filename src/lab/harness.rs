@@ -106,7 +106,11 @@ impl Lab {
     pub fn down(name: &str) -> Result<Removed, LabError> {
         check_name(name)?;
         let dir = lab_dir(name);
-        let _lock = dir.is_dir().then(|| state::lock(name)).transpose()?;
+        let _lock = match state::lock(name) {
+            // Nothing to wait for, or another one removed it meanwhile.
+            Err(LabError::NoLab(_)) => None,
+            lock => Some(lock?),
+        };
         let processes = process::marked(name).context(|| "list processes".into())?;
         let killed =
             end_all(&processes, GRACE).context(|| format!("end the processes of lab {name}"))?;

@@ -143,15 +143,20 @@ impl FakePlumbing {
     }
 
     fn down(&self, id: &str) -> Outcome<()> {
+        // Tables and workers let go first, whatever the kernel then says.
+        {
+            let mut world = self.world();
+            if let Some(vnis) = world.networks.get(id).map(vnis) {
+                world.let_go(id, &vnis);
+            }
+        }
         let mut world = self.verb("network_down")?;
         let busy = world
             .endpoints
             .values()
             .any(|endpoint| endpoint.network == id);
         assert!(!busy, "network {id} goes down with endpoints in it");
-        if let Some(plan) = world.networks.remove(id) {
-            world.let_go(id, &vnis(&plan));
-        }
+        world.networks.remove(id);
         Ok(())
     }
 

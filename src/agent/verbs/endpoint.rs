@@ -116,12 +116,20 @@ impl Agent {
         network: &Network,
         endpoint: Endpoint,
     ) -> Result<EndpointView, ApiError> {
-        if !self.live().up.contains_key(&network.id) {
-            self.bring_up(network).await?;
-        }
+        self.ensure_up(network).await?;
         reconcile::plug(self, network, &endpoint).await?;
         let mtu = self.live().mtus.get(&endpoint.id).copied();
         Ok(self.endpoint_view(network, &endpoint, mtu))
+    }
+
+    /// Makes the network where tables and workers do not have it, as before its first endpoint or after a
+    /// removal that failed half-way. Tells whether they had it.
+    async fn ensure_up(&self, network: &Network) -> Result<bool, ApiError> {
+        let was_up = self.plumbing().forwards(&network.id);
+        if !was_up {
+            self.bring_up(network).await?;
+        }
+        Ok(was_up)
     }
 
     fn existing(
@@ -195,10 +203,7 @@ impl Agent {
         network: &Network,
         mut endpoint: Endpoint,
     ) -> Result<(Endpoint, u32), ApiError> {
-        let was_up = self.live().up.contains_key(&network.id);
-        if !was_up {
-            self.bring_up(network).await?;
-        }
+        let was_up = self.ensure_up(network).await?;
         let settings = self.settings();
         let record = endpoint.record(network, settings.vtep, &settings.node);
         let record =
