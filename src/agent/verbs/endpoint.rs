@@ -248,7 +248,7 @@ impl Agent {
 }
 
 /// The name asked for, or one made from the target.
-fn endpoint_name(wish: &AttachRequest) -> Result<String, ApiError> {
+pub(in crate::agent) fn endpoint_name(wish: &AttachRequest) -> Result<String, ApiError> {
     if let Some(name) = &wish.name {
         check_name(name)?;
         return Ok(name.clone());
