@@ -7,6 +7,8 @@
 //!
 //! `tests/fuzz_corpus.rs` replays the corpora and fails when one of these steps was forgotten.
 
+pub mod api;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -77,6 +79,11 @@ pub const TARGETS: &[Target] = &[
         name: "decap",
         run: dataplane::fuzzing::decap,
         seeds: dataplane::fuzzing::decap_seeds,
+    },
+    Target {
+        name: "api",
+        run: api::run,
+        seeds: api::seeds,
     },
 ];
 

@@ -89,7 +89,7 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
     let (json, svg) = (Temporary::new("report.json"), Temporary::new("report.svg"));
     let child = weft(
         "--subjects kernel,tun-tap,veth --tests ping10,rr,tcp1,udp64,loaded,integrity --rounds 1 \
-         --seconds 0.4 --integrity-mib 8 --markdown",
+         --seconds 0.4 --integrity-mib 8 --offloads ideal --markdown",
     )
     .args([
         Path::new("--json-file"),
@@ -133,13 +133,53 @@ fn weft_carries_what_was_sent_over_both_families() {
     }
     let line = "--subjects weft --tests ping10,tcp4,udp512,integrity --rounds 1 --seconds 0.3 --integrity-mib 16";
     for families in [
-        "",
+        "--offloads ideal",
         "--ipv6-inner --ipv6-underlay --offloads no-tunnel-offload",
     ] {
         let output = weft(&format!("{line} {families}")).output().unwrap();
         assert!(output.status.success(), "{families}: {}", said(&output));
         assert!(said(&output).contains("peak memory"), "{}", said(&output));
     }
+}
+
+#[test]
+fn throughput_comes_with_verified_payload_or_a_doubt() {
+    if !can_run() {
+        return;
+    }
+    let line = "--subjects kernel,veth --tests tcp1,tcprr --rounds 1 --seconds 0.3 --integrity-mib 3 --json";
+    let output = weft(line).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let profiles: Vec<_> = report["tables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| &t["profile"])
+        .collect();
+    assert_eq!(profiles, ["ideal", "no-tunnel-offload"]);
+    assert_eq!(
+        median(&report, "kernel", "integrity"),
+        6.0,
+        "MiB, both ways"
+    );
+    assert!(median(&report, "kernel", "tcprr/p50") > 0.0);
+    let of_veth = row(&report, "veth")["series"].as_array().unwrap();
+    assert!(!of_veth.iter().any(|series| series["id"] == "integrity"));
+    let settings = report["settings"].to_string();
+    assert!(
+        settings.contains("3 MiB each way per underlay: kernel; not: veth"),
+        "{settings}"
+    );
+
+    let unseen = "--subjects kernel --tests udp64 --no-integrity --rounds 1 --seconds 0.3 --offloads ideal --json";
+    let output = weft(unseen).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let doubts = report["doubts"].to_string();
+    assert!(doubts.contains("payload was not verified"), "{doubts}");
+    let series = row(&report, "kernel")["series"].as_array().unwrap();
+    assert!(!series.iter().any(|series| series["id"] == "integrity"));
 }
 
 #[test]
@@ -159,7 +199,7 @@ fn an_interrupted_run_cleans_up_and_says_so() {
     if !can_run() {
         return;
     }
-    let child = weft("--subjects tun-tap --tests tcp1 --seconds 30")
+    let child = weft("--subjects tun-tap --tests tcp1 --seconds 30 --offloads ideal")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -183,7 +223,7 @@ fn a_subject_that_cannot_be_measured_makes_the_run_a_failure() {
         return;
     }
     // A helper that only fails stands for a tunnel that does not come up.
-    let output = weft("--subjects kernel --tests ping10 --rounds 1 --seconds 0.3")
+    let output = weft("--subjects kernel --tests ping10 --rounds 1 --seconds 0.3 --offloads ideal")
         .args(["--helper-exe", "/bin/false"])
         .output()
         .unwrap();

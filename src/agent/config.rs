@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnetwork::{IpNetwork, Ipv4Network};
 
 use super::error::{ApiError, ErrorCode};
+use super::network::special;
 use super::suggest;
 
 /// Where the configuration file is looked for when none is named.
@@ -681,6 +682,11 @@ fn pool(text: &str) -> Result<Ipv4Network, Wrong> {
         .parse()
         .map_err(|_| Wrong("is not a prefix".into(), NEXT))?;
     match network {
+        _ if special(network) => Err(Wrong(
+            "holds addresses that are never a host's (loopback, multicast, link-local or reserved)"
+                .into(),
+            NEXT,
+        )),
         IpNetwork::V4(v4) if v4.network() == v4.ip() => Ok(v4),
         IpNetwork::V4(_) => Err(Wrong("has bits set beyond its length".into(), NEXT)),
         IpNetwork::V6(_) => Err(Wrong("is not IPv4".into(), NEXT)),
@@ -814,6 +820,18 @@ mod tests {
             uplink.message.ends_with("did you mean \"tap\"?"),
             "{uplink}"
         );
+    }
+
+    #[test]
+    fn a_pool_of_addresses_that_are_no_hosts_is_refused() {
+        for pool in ["224.0.0.0/8", "127.0.0.0/8", "0.0.0.0/0", "169.254.0.0/16"] {
+            let errors = resolve(&with_flags(&[
+                ("vtep", "192.0.2.1"),
+                ("default_address_pool", pool),
+            ]));
+            let errors = errors.unwrap_err();
+            assert!(errors[0].message.contains("never a host's"), "{errors:?}");
+        }
     }
 
     #[test]

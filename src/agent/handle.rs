@@ -69,6 +69,18 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// What a node has before anything is up.
+    pub(super) fn new(node: NodeState, health: BTreeMap<String, HealthItem>) -> Live {
+        Live {
+            node,
+            up: BTreeMap::new(),
+            mtus: BTreeMap::new(),
+            health,
+            underlay_mtu: 0,
+            last_counter: 0,
+        }
+    }
+
     /// The version of the next change of a local record.
     pub(super) fn next_version(&mut self) -> Version {
         self.last_counter += 1;
@@ -122,14 +134,7 @@ impl Agent {
         }
         file.save(&node)?;
         let epoch = node.epoch;
-        let mut live = Live {
-            node,
-            up: BTreeMap::new(),
-            mtus: BTreeMap::new(),
-            health,
-            underlay_mtu: 0,
-            last_counter: 0,
-        };
+        let mut live = Live::new(node, health);
         for id in live.node.endpoints.keys().cloned().collect::<Vec<_>>() {
             let version = live.next_version();
             if let Some(endpoint) = live.node.endpoints.get_mut(&id) {

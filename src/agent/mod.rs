@@ -10,12 +10,15 @@
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
 //! | [`reconcile`] | what should be against what is |
 //! | [`events`], [`metrics`], [`task`] | what happened, how much, and what runs |
+//! | [`fuzzing`] | a node without a kernel, for a fuzz target |
 
 pub mod api;
 pub mod config;
 pub mod endpoint;
 pub mod error;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handle;
 pub mod ident;
 pub mod metrics;

@@ -353,10 +353,10 @@ impl Catalog {
         if wish.enable_ipv6 {
             fill_ipv6(&mut subnets, &id);
         }
-        let vnis = match twin {
-            Some(twin) if options.vnis.is_empty() => twin.segments.iter().map(|s| s.vni).collect(),
-            _ => options.vnis.clone(),
-        };
+        let mut vnis = options.vnis.clone();
+        let of_twin = twin.into_iter().flat_map(|twin| &twin.segments);
+        let left_open = subnets.v4.len().saturating_sub(vnis.len());
+        vnis.extend(of_twin.skip(vnis.len()).take(left_open).map(|s| s.vni));
         if vnis.len() > subnets.v4.len() {
             return Err(too_many_vnis(vnis.len(), subnets.v4.len()));
         }
@@ -901,7 +901,7 @@ fn check_prefix(prefix: IpNetwork) -> Result<(), ApiError> {
 }
 
 /// Whether the prefix touches addresses that cannot be given to workloads (RFC 6890).
-fn special(prefix: IpNetwork) -> bool {
+pub(super) fn special(prefix: IpNetwork) -> bool {
     let v4 = |a, b, c, d, len| Ipv4Network::new(Ipv4Addr::new(a, b, c, d), len).map(IpNetwork::V4);
     let v6 = |first, len| {
         Ipv6Network::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), len).map(IpNetwork::V6)

@@ -47,9 +47,13 @@ impl RemoteTable {
         let last = known
             .max(self.removed.get(&(vni, mac)).copied())
             .unwrap_or_default();
-        Version {
-            counter: last.counter + 1,
-            ..last
+        // A counter given from outside may be the largest there is.
+        match last.counter.checked_add(1) {
+            Some(counter) => Version { counter, ..last },
+            None => Version {
+                epoch: last.epoch.saturating_add(1),
+                counter: 0,
+            },
         }
     }
 
@@ -332,6 +336,17 @@ mod tests {
         assert_eq!(
             table.remove(Vni::FIRST_USER, Mac([4; 6]), None),
             Removal::Unknown
+        );
+    }
+
+    #[test]
+    fn after_the_largest_counter_comes_the_next_epoch() {
+        let mut table = RemoteTable::default();
+        table.upsert(record(1, u64::MAX, "192.0.2.2"));
+        let (epoch, counter) = (2, 0);
+        assert_eq!(
+            table.next_version(Vni::FIRST_USER, MAC),
+            Version { epoch, counter }
         );
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Verbs that change something run to their end even when the caller goes away.
 
-mod endpoint;
+pub(super) mod endpoint;
 mod network;
-mod records;
+pub(super) mod records;
 mod reset;
 mod view;

@@ -14,7 +14,7 @@ use super::offload::Profile;
 use super::plan::Test;
 use super::process::{self, Launcher};
 use super::results::Report;
-use super::run::{self, Plan};
+use super::run::{self, Payload, Plan};
 use super::subject::Kind;
 use super::topology::{Shape, remove_leftovers};
 use super::traffic::{Traffic, traffic_main};
@@ -45,7 +45,8 @@ pub struct BenchArgs {
     baseline: Option<Kind>,
 
     /// Tests: tcp<streams>[-<congestion control>], udp<bytes>, rr[<ms>], tcprr[<ms>], ping<ms>,
-    /// loaded, integrity; all that fit this kernel if not given
+    /// loaded, integrity; all that fit this kernel if not given. With any tcp or udp test, weft and the
+    /// kernel begin with integrity
     #[arg(long, value_delimiter = ',')]
     tests: Vec<Test>,
 
@@ -57,8 +58,8 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     seconds: f64,
 
-    /// Underlay offload profiles to run under
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "ideal")]
+    /// Underlay offload profiles to run under [default: ideal,no-tunnel-offload; with --quick: ideal]
+    #[arg(long, value_enum, value_delimiter = ',')]
     offloads: Vec<Profile>,
 
     /// MTU of the underlay in bytes
@@ -77,9 +78,13 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value = "own")]
     tool: Tool,
 
-    /// MiB per direction of the integrity test
+    /// MiB per direction of the integrity test; with --quick at most 64
     #[arg(long, default_value_t = 512)]
     integrity_mib: u64,
+
+    /// Measure throughput of weft and the kernel without verifying payload first
+    #[arg(long)]
+    no_integrity: bool,
 
     /// One short round of a few tests with weft and the kernel: does it work, roughly how fast
     #[arg(long)]
@@ -139,6 +144,8 @@ enum HelperCommand {
     },
 }
 
+/// Exit code for a wrong command line.
+const USAGE: u8 = 2;
 /// Exit code for "measured, but do not trust it".
 const DEGRADED: u8 = 3;
 /// Exit code for "not allowed".
@@ -160,6 +167,10 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("error: needs root, to make network namespaces (try sudo)");
         return Ok(ExitCode::from(NOT_PERMITTED));
+    }
+    if args.no_integrity && args.tests.contains(&Test::Integrity) {
+        eprintln!("error: --no-integrity: leave it out, or leave integrity out of --tests");
+        return Ok(ExitCode::from(USAGE));
     }
     interrupt::install()?;
     for name in remove_leftovers() {
@@ -213,10 +224,23 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
     });
     subjects.retain(|&kind| kind != baseline);
     subjects.insert(0, baseline);
-    let tests = match (args.tests.is_empty(), quick) {
+    let mut tests = match (args.tests.is_empty(), quick) {
         (false, _) => args.tests.clone(),
         (true, true) => Test::quick(),
         (true, false) => Test::full(&Facts::read().congestion_available),
+    };
+    if args.no_integrity {
+        tests.retain(|test| *test != Test::Integrity);
+    }
+    let payload = match tests.iter().any(Test::is_throughput) {
+        true if args.no_integrity => Payload::Unverified,
+        true if !tests.contains(&Test::Integrity) => Payload::VerifiedFirst,
+        _ => Payload::AsTested,
+    };
+    let profiles = match (args.offloads.is_empty(), quick) {
+        (false, _) => args.offloads.clone(),
+        (true, true) => vec![Profile::Ideal],
+        (true, false) => vec![Profile::Ideal, Profile::NoTunnelOffload],
     };
     let integrity_mib = if quick {
         args.integrity_mib.min(64)
@@ -226,8 +250,9 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
     Ok(Plan {
         subjects,
         tests,
+        payload,
         rounds: if quick { 1 } else { args.rounds.into() },
-        profiles: args.offloads.clone(),
+        profiles,
         shape: Shape {
             mtu: args.mtu,
             inner_ipv6: args.ipv6_inner,
@@ -317,6 +342,35 @@ mod tests {
         let plan = plan(&parse("--quick").unwrap()).unwrap();
         assert_eq!((plan.rounds, plan.subjects.len()), (1, 2));
         assert_eq!(plan.settings.integrity_len, 64 << 20);
+    }
+
+    #[test]
+    fn throughput_is_verified_first_unless_told_otherwise() {
+        let payload = |line: &str| plan(&parse(line).unwrap()).unwrap().payload;
+        assert_eq!(payload("--tests tcp1"), Payload::VerifiedFirst);
+        assert_eq!(
+            payload("--tool iperf3 --tests rr,udp64"),
+            Payload::VerifiedFirst
+        );
+        assert_eq!(payload("--tests tcp1,integrity"), Payload::AsTested);
+        assert_eq!(payload("--tests rr,ping10"), Payload::AsTested);
+        assert_eq!(payload("--no-integrity --tests tcp1"), Payload::Unverified);
+        assert_eq!(payload("--no-integrity --tests rr"), Payload::AsTested);
+        for line in ["", "--quick"] {
+            assert_eq!(payload(line), Payload::AsTested);
+            let tests = plan(&parse(line).unwrap()).unwrap().tests;
+            assert_eq!(tests[0], Test::Integrity, "{line}");
+        }
+        assert_eq!(payload("--quick --no-integrity"), Payload::Unverified);
+        assert!(plan(&parse("--no-integrity --tests integrity").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_full_run_is_also_made_on_an_underlay_like_real_cards() {
+        let profiles = |line: &str| plan(&parse(line).unwrap()).unwrap().profiles;
+        assert_eq!(profiles(""), [Profile::Ideal, Profile::NoTunnelOffload]);
+        assert_eq!(profiles("--quick"), [Profile::Ideal]);
+        assert_eq!(profiles("--quick --offloads none"), [Profile::None]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum Test {
     },
     /// `loaded`: UDP round trips at 10 ms beside four TCP streams.
     Loaded,
-    /// `integrity`: is what arrives what was sent? Run in the first round only.
+    /// `integrity`: is what arrives what was sent? Run in the first round of each profile only.
     Integrity,
 }
 
@@ -44,11 +44,13 @@ impl Test {
     /// The tests of a full run; those with BBR only where the kernel has it.
     pub fn full(congestion_available: &[String]) -> Vec<Self> {
         let names = [
+            "integrity",
             "ping10",
             "ping1",
             "rr",
             "rr1",
             "rr10",
+            "tcprr",
             "tcp1-bbr",
             "tcp1-cubic",
             "tcp4-cubic",
@@ -57,7 +59,6 @@ impl Test {
             "udp512",
             "udp1400",
             "loaded",
-            "integrity",
         ];
         let offered = |test: &Self| match test {
             Self::Tcp {
@@ -76,14 +77,19 @@ impl Test {
     /// The tests of `--quick`.
     pub fn quick() -> Vec<Self> {
         let names = [
+            "integrity",
             "ping10",
             "rr",
             "tcp1-cubic",
             "tcp4-cubic",
             "udp64",
-            "integrity",
         ];
         names.iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Whether its figure is payload per second, which is worth nothing if the payload is wrong.
+    pub fn is_throughput(&self) -> bool {
+        matches!(self, Self::Tcp { .. } | Self::Udp { .. })
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Plan {
     pub subjects: Vec<Kind>,
     /// In this order.
     pub tests: Vec<Test>,
+    /// What is done about payload in runs with throughput.
+    pub payload: Payload,
     /// Rounds per profile.
     pub rounds: usize,
     /// Underlay profiles.
@@ -33,6 +35,17 @@ pub struct Plan {
     pub settings: Settings,
     /// The command line, for the report.
     pub command: String,
+}
+
+/// Whether throughput is believed unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// No test measures throughput, or the integrity test is one of those asked for.
+    AsTested,
+    /// The subjects of [`Kind::verified_first`] begin with the integrity test.
+    VerifiedFirst,
+    /// The user wants it so; the report doubts itself for it.
+    Unverified,
 }
 
 /// Runs the plan, telling progress on stderr.
@@ -52,7 +65,10 @@ pub fn run(mut plan: Plan, launcher: &Launcher) -> anyhow::Result<Report> {
     let passed = CpuTime::now().since(cpu);
     let stolen = passed.steal / (passed.busy + passed.idle + passed.steal).max(1e-9);
     eprintln!("measured for {:.0} s", started.elapsed().as_secs_f64());
-    let doubts = doubts(&tables, plan.rounds, background, stolen);
+    let mut doubts = doubts(&tables, plan.rounds, background, stolen);
+    if plan.payload == Payload::Unverified {
+        doubts.push("payload was not verified (--no-integrity)".into());
+    }
     Ok(Report {
         facts,
         settings: settings_lines(&plan),
@@ -78,7 +94,7 @@ fn leave_out_missing(subjects: &mut Vec<Kind>) -> Vec<String> {
 
 fn settings_lines(plan: &Plan) -> Vec<String> {
     let family = |ipv6| if ipv6 { "IPv6" } else { "IPv4" };
-    vec![
+    [
         format!(
             "rounds: {}, window: {} s, order: alternating",
             plan.rounds, plan.settings.seconds
@@ -91,6 +107,37 @@ fn settings_lines(plan: &Plan) -> Vec<String> {
             plan.shape.mtu_inner()
         ),
     ]
+    .into_iter()
+    .chain(payload_line(plan))
+    .collect()
+}
+
+/// What of the payload was looked at; nothing when no test measures throughput.
+fn payload_line(plan: &Plan) -> Option<String> {
+    let (yes, no): (Vec<Kind>, Vec<Kind>) = match plan.payload {
+        Payload::VerifiedFirst => plan.subjects.iter().partition(|kind| kind.verified_first()),
+        Payload::AsTested if plan.tests.contains(&Test::Integrity) => {
+            (plan.subjects.clone(), Vec::new())
+        }
+        Payload::AsTested | Payload::Unverified => return None,
+    };
+    let words = |kinds: &[Kind]| {
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    let mib = plan.settings.integrity_len >> 20;
+    let mut line = format!(
+        "payload verified, {mib} MiB each way per underlay: {}",
+        words(&yes)
+    );
+    if !no.is_empty() {
+        line.push_str(&format!("; not: {}", words(&no)));
+    }
+    Some(line)
 }
 
 fn run_profile(plan: &Plan, profile: Profile, launcher: &Launcher) -> anyhow::Result<Table> {
@@ -157,7 +204,12 @@ impl Turn<'_> {
     }
 
     fn run_tests(&self, bench: &Bench, row: &mut Row) -> anyhow::Result<()> {
-        for test in &self.plan.tests {
+        let first = self.plan.payload == Payload::VerifiedFirst && self.kind.verified_first();
+        for test in first
+            .then_some(&Test::Integrity)
+            .into_iter()
+            .chain(&self.plan.tests)
+        {
             if *test == Test::Integrity && self.round > 1 {
                 continue;
             }

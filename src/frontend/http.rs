@@ -114,7 +114,11 @@ fn invalid(message: String) -> Failure {
 
 /// Parses a body; whatever its content type says, it must be JSON.
 fn body<T: DeserializeOwned>(bytes: Result<Bytes, BytesRejection>) -> Result<T, Failure> {
-    let bytes = bytes.map_err(|rejection| match rejection.status() {
+    Ok(parse(&arrived(bytes)?)?)
+}
+
+fn arrived(bytes: Result<Bytes, BytesRejection>) -> Result<Bytes, Failure> {
+    bytes.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Failure(ApiError::new(
             ErrorCode::BodyTooLarge,
             format!("the request body is larger than {BODY_MAX} bytes"),
@@ -124,9 +128,16 @@ fn body<T: DeserializeOwned>(bytes: Result<Bytes, BytesRejection>) -> Result<T, 
             "the request body did not arrive: {}",
             rejection.body_text()
         )),
-    })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| invalid(format!("the request body does not fit: {error}")))
+    })
+}
+
+/// Reads a request body that has arrived.
+///
+/// # Errors
+/// `invalid_request`.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| invalid(format!("the request body does not fit: {error}")).0)
 }
 
 /// Parts of the path, with our own error.
@@ -240,19 +251,19 @@ async fn put_records(
     Segments(network): Segments<String>,
     bytes: Result<Bytes, BytesRejection>,
 ) -> Result<impl IntoResponse, Failure> {
-    let batch: RecordBatch = record_batch(bytes)?;
+    let batch = parse_records(&arrived(bytes)?)?;
     ok(agent.put_records(network, batch).await?)
 }
 
-/// An array or one record; parsed by what it begins with, so that errors name the field.
-fn record_batch(bytes: Result<Bytes, BytesRejection>) -> Result<RecordBatch, Failure> {
-    let many = bytes
-        .as_ref()
-        .is_ok_and(|b| b.trim_ascii_start().first() == Some(&b'['));
-    if many {
-        Ok(RecordBatch::Many(body(bytes)?))
+/// Reads an array or one record; parsed by what it begins with, so that errors name the field.
+///
+/// # Errors
+/// `invalid_request`.
+pub fn parse_records(bytes: &[u8]) -> Result<RecordBatch, ApiError> {
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        Ok(RecordBatch::Many(parse(bytes)?))
     } else {
-        Ok(RecordBatch::One(body(bytes)?))
+        Ok(RecordBatch::One(parse(bytes)?))
     }
 }
 

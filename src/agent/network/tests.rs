@@ -259,6 +259,22 @@ fn the_same_wish_with_an_id_is_done_already() {
 }
 
 #[test]
+fn a_wish_that_leaves_some_vnis_open_is_the_same_wish_when_repeated() {
+    let mut catalog = Catalog::new(0);
+    let mut wish = wish("a", &["10.1.0.0/24", "10.2.0.0/24"]);
+    wish.id = Some(ident::id_from_bits(7));
+    wish.options
+        .insert(OPTION_VXLANID_LIST.into(), "5000".into());
+    let first = create(&mut catalog, &wish).unwrap();
+    let again = catalog.plan(&wish, &pools(), &fresh(2)).unwrap();
+    assert!(again.exists);
+    assert_eq!(again.network, first);
+    wish.options
+        .insert(OPTION_VXLANID_LIST.into(), "5001".into());
+    assert_eq!(code(&catalog, &wish), ErrorCode::NameTaken);
+}
+
+#[test]
 fn options_are_known_or_refused_with_a_suggestion() {
     let catalog = Catalog::new(0);
     let with = |name: &str, value: &str| {

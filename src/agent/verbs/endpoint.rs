@@ -322,7 +322,7 @@ enum Attachment {
 }
 
 /// The name asked for, or one made from the target.
-fn endpoint_name(wish: &AttachRequest) -> Result<String, ApiError> {
+pub(in crate::agent) fn endpoint_name(wish: &AttachRequest) -> Result<String, ApiError> {
     if let Some(name) = &wish.name {
         check_name(name)?;
         return Ok(name.clone());

@@ -259,7 +259,7 @@ impl Agent {
     }
 }
 
-fn check_vtep(vtep: IpAddr, own: IpAddr) -> Result<(), ApiError> {
+pub(in crate::agent) fn check_vtep(vtep: IpAddr, own: IpAddr) -> Result<(), ApiError> {
     let why = if vtep == own {
         "is this node's own"
     } else if !is_unicast(vtep) {
@@ -276,7 +276,7 @@ fn check_vtep(vtep: IpAddr, own: IpAddr) -> Result<(), ApiError> {
     ))
 }
 
-fn apply_all(
+pub(in crate::agent) fn apply_all(
     live: &Live,
     network: &Network,
     remote: &mut RemoteTable,
@@ -405,7 +405,7 @@ fn check_conflicts(
     Ok(())
 }
 
-fn remove_one(
+pub(in crate::agent) fn remove_one(
     network: &Network,
     remote: &mut RemoteTable,
     mac: Mac,

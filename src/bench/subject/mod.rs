@@ -68,6 +68,12 @@ impl Kind {
         }
     }
 
+    /// Whether its throughput is believed only after the integrity test. The others are scale marks, some of
+    /// them slow enough to make that test last longer than the rest.
+    pub fn verified_first(self) -> bool {
+        matches!(self, Self::Weft | Self::Kernel | Self::KernelNetfilter)
+    }
+
     /// Why this machine cannot run it, with what to do; `None` when it can.
     pub fn missing(self) -> Option<String> {
         match self {
