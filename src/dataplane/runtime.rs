@@ -325,13 +325,20 @@ impl Handle {
 /// `SO_REUSEPORT` would let a second agent share the port silently, so it is tried without first. The
 /// sockets of an agent that was just killed may take the kernel a moment.
 fn check_port_free(config: &DataplaneConfig) -> Result<(), DataplaneError> {
+    while_in_use(|| try_port(config))
+}
+
+/// Tries again for a moment while the port is in use.
+fn while_in_use<T>(
+    mut attempt: impl FnMut() -> Result<T, DataplaneError>,
+) -> Result<T, DataplaneError> {
     for _ in 0..PORT_TRIES {
-        match try_port(config) {
+        match attempt() {
             Err(DataplaneError::PortInUse { .. }) => std::thread::sleep(PORT_RETRY),
             outcome => return outcome,
         }
     }
-    try_port(config)
+    attempt()
 }
 
 const PORT_TRIES: u32 = 50;
@@ -342,8 +349,12 @@ fn try_port(config: &DataplaneConfig) -> Result<(), DataplaneError> {
         reuse_port: false,
         ..UdpOptions::default()
     };
-    match UdpSocket::bind(SocketAddr::new(config.vtep, config.port), &options) {
-        Ok(_) => Ok(()),
+    bind_port(config, &options).map(drop)
+}
+
+fn bind_port(config: &DataplaneConfig, options: &UdpOptions) -> Result<UdpSocket, DataplaneError> {
+    match UdpSocket::bind(SocketAddr::new(config.vtep, config.port), options) {
+        Ok(socket) => Ok(socket),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             Err(DataplaneError::PortInUse {
                 vtep: config.vtep,
@@ -377,7 +388,9 @@ fn open_underlay(
         overflow_counter: true,
         ..common.clone()
     };
-    let receive = UdpSocket::bind(SocketAddr::new(config.vtep, config.port), &receive_options)?;
+    // The socket that was to find the port free lives on in a program this process starts just then, until
+    // that has closed what it inherits.
+    let receive = while_in_use(|| bind_port(config, &receive_options))?;
     let mut pool = Vec::with_capacity(config.source_ports);
     for _ in 0..config.source_ports.next_power_of_two() {
         pool.push(bind_source_port(config.vtep, &common)?);
