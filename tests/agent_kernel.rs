@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 use node_support::{Node, Space, able, ip, until};
 use skip::skip;
 use weft::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointView, IpamConfigRequest, OPTION_VXLANID_LIST,
-    RecordRequest, Verdict, VtepChange,
+    ApiError, AttachRequest, CreateNetwork, EndpointView, IpamConfigRequest,
+    OPTION_STRICT_RESERVED_BITS, OPTION_VXLANID_LIST, RecordRequest, Verdict, VtepChange,
 };
 use weft::frontend::client::block_on;
 use weft::sys::netns::Netns;
+use weft::wire::frame::FrameBuilder;
+use weft::wire::{Mac, Vni, vxlan};
 
 /// Two nodes with networks `red` (10.7.1.0/24) and `blue` (10.7.2.0/24), members of each other.
 fn two_nodes(extra: &[&'static str]) -> (Node, Node) {
@@ -314,4 +316,104 @@ fn the_workloads_mtu_follows_the_underlay() {
     until("the MTU has followed", || {
         workload.links().contains("mtu 8950")
     });
+}
+
+#[test]
+fn reserved_header_bits_pass_where_the_network_says_so() {
+    if !able() {
+        return;
+    }
+    let (mut a, b) = (Node::new("192.0.2.1", &[]), Space::new());
+    ip(&format!(
+        "link add und0 netns {} type veth peer name und0 netns {}",
+        a.space.0, b.0
+    ));
+    for (space, vtep) in [(&a.space, "192.0.2.1"), (&b, "192.0.2.2")] {
+        ip(&format!("-n {} addr add {vtep}/24 dev und0", space.0));
+        ip(&format!("-n {} link set und0 up", space.0));
+    }
+    a.boot();
+    let (lenient, strict) = (Space::new(), Space::new());
+    for (third, name, workload) in [(1, "lenient", &lenient), (2, "strict", &strict)] {
+        let mut wish = CreateNetwork {
+            name: name.into(),
+            ..Default::default()
+        };
+        wish.ipam.config.push(IpamConfigRequest {
+            subnet: format!("10.7.{third}.0/24"),
+            ..Default::default()
+        });
+        let vni = 7000 + i32::from(third);
+        wish.options
+            .insert(OPTION_VXLANID_LIST.into(), vni.to_string());
+        if name == "lenient" {
+            wish.options
+                .insert(OPTION_STRICT_RESERVED_BITS.into(), "false".into());
+        }
+        block_on(a.client().create_network(&wish)).unwrap();
+        let peer = RecordRequest {
+            mac: Mac::from_ipv4([10, 7, third, 9].into()),
+            ips: vec![IpAddr::from([10, 7, third, 9])],
+            vtep: [192, 0, 2, 2].into(),
+            endpoint: None,
+            node: String::new(),
+            name: String::new(),
+            aliases: vec![],
+            service: String::new(),
+            version: None,
+        };
+        block_on(a.client().put_records(name, &[peer])).unwrap();
+        let wish = AttachRequest {
+            target: workload.0.clone(),
+            ips: vec![IpAddr::from([10, 7, third, 11])],
+            ..AttachRequest::default()
+        };
+        block_on(a.client().attach(name, &wish)).unwrap();
+    }
+    // The rule must outlive the agent.
+    a.kill();
+    a.boot();
+    let view = block_on(a.client().network("lenient")).unwrap();
+    assert_eq!(view.options[OPTION_STRICT_RESERVED_BITS], "false");
+
+    let sender = b
+        .netns()
+        .run_in(|| UdpSocket::bind("192.0.2.2:0").unwrap())
+        .unwrap();
+    let hears = |workload: &Space, third: u8, reserved: u8| {
+        let address = IpAddr::from([10, 7, third, 11]);
+        let server = workload
+            .netns()
+            .run_in(|| UdpSocket::bind((address, 5000)).unwrap());
+        let server = server.unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let ends = [[10, 7, third, 9].into(), [10, 7, third, 11].into()];
+        let frame = FrameBuilder::new(Mac::from_ipv4(ends[0]), Mac::from_ipv4(ends[1]))
+            .ipv4(ends[0], ends[1])
+            .udp(4000, 5000)
+            .payload(b"marked")
+            .build();
+        let mut header = vxlan::encode(Vni::new(7000 + u32::from(third)).unwrap());
+        header[7] = reserved;
+        let datagram = [&header[..], &frame].concat();
+        (0..20).any(|_| {
+            sender.send_to(&datagram, "192.0.2.1:4789").unwrap();
+            server.recv(&mut [0; 64]).is_ok()
+        })
+    };
+    assert!(hears(&strict, 2, 0), "{}", a.log());
+    assert!(
+        hears(&lenient, 1, 0) && hears(&lenient, 1, 1),
+        "{}",
+        a.log()
+    );
+    let refused = || {
+        let status = block_on(a.client().status()).unwrap();
+        status.dataplane.counters.drops["vxlan_reserved_bits"]
+    };
+    assert_eq!(refused(), 0);
+    assert!(!hears(&strict, 2, 1));
+    assert!(refused() > 0);
 }

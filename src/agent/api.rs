@@ -25,6 +25,14 @@ pub const OPTION_ENCRYPTED: &str = "encrypted";
 /// Option key: `true` floods and learns on the network, to talk to VTEPs that no records describe, such as
 /// the kernel's. Nothing checks addresses there.
 pub const OPTION_INTEROP: &str = "weft.interop";
+/// Option key: `false` takes frames whose VXLAN header has reserved bits set.
+pub const OPTION_STRICT_RESERVED_BITS: &str = "weft.strict-reserved-bits";
+/// Option key: `false` drops frames with an 802.1Q tag.
+pub const OPTION_CARRY_VLAN: &str = "weft.carry-vlan";
+/// Option key: `true` copies the workload's DSCP to the outer header.
+pub const OPTION_INHERIT_DSCP: &str = "weft.inherit-dscp";
+/// Option key: broadcast and multicast frames per second and worker; 0 for no limit.
+pub const OPTION_BUM_RATE: &str = "weft.bum-rate";
 /// The only driver whose networks weft makes.
 pub const DRIVER_OVERLAY: &str = "overlay";
 /// Version of the API in the URL prefix.

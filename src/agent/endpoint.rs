@@ -417,6 +417,7 @@ mod tests {
             labels: BTreeMap::new(),
             mtu_underlay: None,
             interop: false,
+            rules: Default::default(),
             segments: segments.collect(),
         }
     }

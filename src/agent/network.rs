@@ -10,11 +10,13 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
 use super::api::{
-    CreateNetwork, DRIVER_OVERLAY, IpamConfigRequest, OPTION_ENCRYPTED, OPTION_INTEROP, OPTION_MTU,
+    CreateNetwork, DRIVER_OVERLAY, IpamConfigRequest, OPTION_BUM_RATE, OPTION_CARRY_VLAN,
+    OPTION_ENCRYPTED, OPTION_INHERIT_DSCP, OPTION_INTEROP, OPTION_MTU, OPTION_STRICT_RESERVED_BITS,
     OPTION_VXLANID_LIST,
 };
 use super::error::{ApiError, ErrorCode};
 use super::{ident, suggest};
+use crate::tables::SegmentPolicy;
 use crate::wire::Vni;
 
 /// The subnet of `ingress`, kept free of other networks on every node.
@@ -30,10 +32,14 @@ pub const MTU_INNER_MIN: u32 = 576;
 /// The smallest MTU for IPv6, in bytes (RFC 8200 §5).
 pub const MTU_INNER_MIN_IPV6: u32 = 1280;
 /// Options a network may have.
-const OPTIONS: [&str; 4] = [
-    OPTION_VXLANID_LIST,
+const OPTIONS: [&str; 8] = [
     OPTION_MTU,
+    OPTION_VXLANID_LIST,
     OPTION_INTEROP,
+    OPTION_STRICT_RESERVED_BITS,
+    OPTION_CARRY_VLAN,
+    OPTION_INHERIT_DSCP,
+    OPTION_BUM_RATE,
     OPTION_ENCRYPTED,
 ];
 
@@ -104,8 +110,51 @@ pub struct Network {
     /// Flood and learn, to talk to VTEPs that no records describe.
     #[serde(default)]
     pub interop: bool,
+    /// What its frames may be.
+    #[serde(default, skip_serializing_if = "FrameRules::are_usual")]
+    pub rules: FrameRules,
     /// One per IPv4 subnet, at least one.
     pub segments: Vec<Segment>,
+}
+
+/// What the frames of a network may be, as far as the user has said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameRules {
+    /// Drop frames with reserved bits of the VXLAN header set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict_reserved_bits: Option<bool>,
+    /// Carry 802.1Q tags.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carry_vlan: Option<bool>,
+    /// Copy the inner DSCP to the outer header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherit_dscp: Option<bool>,
+    /// Broadcast and multicast frames per second and worker; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bum_rate: Option<u32>,
+}
+
+impl FrameRules {
+    fn are_usual(&self) -> bool {
+        *self == FrameRules::default()
+    }
+
+    /// With their option keys, as text.
+    fn options(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let switches = [
+            (OPTION_STRICT_RESERVED_BITS, self.strict_reserved_bits),
+            (OPTION_CARRY_VLAN, self.carry_vlan),
+            (OPTION_INHERIT_DSCP, self.inherit_dscp),
+        ];
+        let switches = switches
+            .into_iter()
+            .filter_map(|(key, on)| Some((key, on?.to_string())));
+        switches.chain(
+            self.bum_rate
+                .map(|rate| (OPTION_BUM_RATE, rate.to_string())),
+        )
+    }
 }
 
 impl Network {
@@ -119,7 +168,27 @@ impl Network {
         if self.interop {
             options.insert(OPTION_INTEROP.into(), "true".into());
         }
+        let rules = self.rules.options();
+        options.extend(rules.map(|(key, value)| (key.to_owned(), value)));
         options
+    }
+
+    /// What the dataplane is told of it.
+    pub fn policy(&self) -> SegmentPolicy {
+        let usual = match self.interop {
+            true => SegmentPolicy::interop(),
+            false => SegmentPolicy::default(),
+        };
+        let rules = &self.rules;
+        SegmentPolicy {
+            strict_reserved_bits: rules
+                .strict_reserved_bits
+                .unwrap_or(usual.strict_reserved_bits),
+            carry_vlan: rules.carry_vlan.unwrap_or(usual.carry_vlan),
+            inherit_dscp: rules.inherit_dscp.unwrap_or(usual.inherit_dscp),
+            bum_rate: rules.bum_rate.unwrap_or(usual.bum_rate),
+            ..usual
+        }
     }
 
     /// The segment whose subnet holds `address`, with its index.
@@ -370,6 +439,7 @@ impl Catalog {
             labels: wish.labels.clone(),
             mtu_underlay: options.mtu,
             interop: options.interop,
+            rules: options.rules,
             segments: Vec::new(),
         };
         let (vnis, last_vni) = self.fill_vnis(vnis, subnets.v4.len())?;
@@ -679,6 +749,7 @@ struct Options {
     vnis: Vec<Vni>,
     mtu: Option<u32>,
     interop: bool,
+    rules: FrameRules,
 }
 
 impl Options {
@@ -693,6 +764,12 @@ impl Options {
                 OPTION_VXLANID_LIST => parsed.vnis = parse_vnis(value)?,
                 OPTION_MTU => parsed.mtu = Some(parse_mtu(value, ipv6, vtep)?),
                 OPTION_INTEROP => parsed.interop = parse_switch(name, value)?,
+                OPTION_STRICT_RESERVED_BITS => {
+                    parsed.rules.strict_reserved_bits = Some(parse_switch(name, value)?);
+                }
+                OPTION_CARRY_VLAN => parsed.rules.carry_vlan = Some(parse_switch(name, value)?),
+                OPTION_INHERIT_DSCP => parsed.rules.inherit_dscp = Some(parse_switch(name, value)?),
+                OPTION_BUM_RATE => parsed.rules.bum_rate = Some(parse_rate(value)?),
                 OPTION_ENCRYPTED => {
                     return Err(unsupported(
                         "encryption on the wire (option \"encrypted\", whatever its value)",
@@ -704,9 +781,7 @@ impl Options {
                     return Err(ApiError::new(
                         ErrorCode::InvalidOption,
                         format!("option \"{name}\" is unknown{hint}"),
-                        format!(
-                            "known options: {OPTION_MTU}, {OPTION_VXLANID_LIST}, {OPTION_INTEROP}"
-                        ),
+                        format!("known options: {}", OPTIONS[..OPTIONS.len() - 1].join(", ")),
                     ));
                 }
             }
@@ -722,9 +797,19 @@ fn parse_switch(name: &str, value: &str) -> Result<bool, ApiError> {
         _ => Err(ApiError::new(
             ErrorCode::InvalidOption,
             format!("option {name} = \"{value}\" is neither true nor false"),
-            format!("write {name}=true, or leave it out"),
+            format!("write {name}=true or {name}=false, or leave it out"),
         )),
     }
+}
+
+fn parse_rate(text: &str) -> Result<u32, ApiError> {
+    text.parse().map_err(|_| {
+        ApiError::new(
+            ErrorCode::InvalidOption,
+            format!("option {OPTION_BUM_RATE} = \"{text}\" is not a number of frames per second"),
+            "give a number, 0 for no limit, or leave it out to get 1000 per worker",
+        )
+    })
 }
 
 fn parse_vnis(text: &str) -> Result<Vec<Vni>, ApiError> {

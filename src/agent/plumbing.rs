@@ -14,6 +14,7 @@ use super::api::DataplaneStatus;
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::network::Network;
+use crate::tables::SegmentPolicy;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
 
@@ -32,8 +33,8 @@ pub struct NetworkPlan {
     pub name: String,
     /// The underlay MTU asked for, in bytes; the device's own when absent.
     pub mtu_underlay: Option<u32>,
-    /// Flood and learn, to talk to VTEPs that no records describe.
-    pub interop: bool,
+    /// What its segments let pass.
+    pub policy: SegmentPolicy,
     /// Segments in order of their index.
     pub segments: Vec<SegmentPlan>,
 }
@@ -67,7 +68,7 @@ impl NetworkPlan {
             id: network.id.clone(),
             name: network.name.clone(),
             mtu_underlay: network.mtu_underlay,
-            interop: network.interop,
+            policy: network.policy(),
             segments: segments.collect(),
         }
     }

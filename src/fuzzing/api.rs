@@ -53,7 +53,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         {"Subnet":"10.1.0.0/16","IPRange":"10.1.2.0/24","Gateway":"10.1.0.254","AuxiliaryAddresses":{"a":"10.1.2.3"}},
         {"Subnet":"10.2.0.0/24"},{"Subnet":"fd00:1::/64"}]},"Internal":true,"Attachable":true,"Ingress":false,
         "Options":{"com.docker.network.driver.overlay.vxlanid_list":"5000","com.docker.network.driver.mtu":"1400",
-        "weft.interop":"true"},"Labels":{"team":"a"}}"#;
+        "weft.interop":"true","weft.bum-rate":"50","weft.carry-vlan":"false","weft.inherit-dscp":"true",
+        "weft.strict-reserved-bits":"false"},"Labels":{"team":"a"}}"#;
     let attach = r#"a{"target":"c1","name":"one","ips":["10.0.1.9"],"mac":"02:42:0a:00:01:09","ifname":"eth1"}"#;
     let one = r#"r{"mac":"02:42:0a:00:01:05","ips":["10.0.1.5"],"vtep":"192.0.2.2"}"#;
     let many = r#"r[{"mac":"02:42:0a:00:01:06","ips":["10.0.1.6"],"vtep":"192.0.2.2","endpoint":"e","node":"n2",

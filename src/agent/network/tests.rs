@@ -275,6 +275,104 @@ fn a_wish_that_leaves_some_vnis_open_is_the_same_wish_when_repeated() {
 }
 
 #[test]
+fn rules_for_frames_reach_the_dataplane_and_survive_the_state_file() {
+    let mut catalog = Catalog::new(0);
+    let made = |catalog: &mut Catalog, name: &str, options: &[(&str, &str)]| {
+        let mut wish = wish(name, &[]);
+        let options = options
+            .iter()
+            .map(|(key, value)| ((*key).into(), (*value).into()));
+        wish.options.extend(options);
+        create(catalog, &wish).unwrap()
+    };
+    let usual = made(&mut catalog, "usual", &[]);
+    assert_eq!(usual.policy(), SegmentPolicy::default());
+    let options = [
+        (OPTION_BUM_RATE, "0"),
+        (OPTION_CARRY_VLAN, "false"),
+        (OPTION_INHERIT_DSCP, "true"),
+        (OPTION_STRICT_RESERVED_BITS, "false"),
+    ];
+    let other = made(&mut catalog, "other", &options);
+    let expected = SegmentPolicy {
+        strict_reserved_bits: false,
+        carry_vlan: false,
+        inherit_dscp: true,
+        bum_rate: 0,
+        ..SegmentPolicy::default()
+    };
+    assert_eq!(other.policy(), expected);
+    let shown = other.options();
+    assert!(
+        options.iter().all(|(key, value)| shown[*key] == *value),
+        "{shown:?}"
+    );
+    let text = serde_json::to_string(&other).unwrap();
+    assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), other);
+    let before: Network = {
+        let text = serde_json::to_string(&usual).unwrap();
+        assert!(
+            !text.contains("rules"),
+            "what nobody said takes no room: {text}"
+        );
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(before, usual);
+
+    let mixed = made(
+        &mut catalog,
+        "mixed",
+        &[(OPTION_INTEROP, "true"), (OPTION_BUM_RATE, "50")],
+    );
+    let expected = SegmentPolicy {
+        bum_rate: 50,
+        ..SegmentPolicy::interop()
+    };
+    assert_eq!(mixed.policy(), expected);
+}
+
+#[test]
+fn rules_for_frames_are_checked() {
+    let catalog = Catalog::new(0);
+    let refusal = |name: &str, value: &str| {
+        let mut wish = wish("a", &[]);
+        wish.options.insert(name.into(), value.into());
+        catalog.plan(&wish, &pools(), &fresh(1)).unwrap_err()
+    };
+    for (name, value) in [
+        (OPTION_STRICT_RESERVED_BITS, "no"),
+        (OPTION_CARRY_VLAN, "off"),
+        (OPTION_INHERIT_DSCP, "2"),
+        (OPTION_BUM_RATE, ""),
+        (OPTION_BUM_RATE, "-1"),
+        (OPTION_BUM_RATE, "4294967296"),
+        (OPTION_BUM_RATE, "many"),
+    ] {
+        let error = refusal(name, value);
+        assert_eq!(error.code, ErrorCode::InvalidOption, "{name}={value}");
+        assert!(
+            error.message.contains(name) && !error.next.is_empty(),
+            "{error}"
+        );
+    }
+    for (typed, meant) in [
+        ("weft.strict-reserved-bit", OPTION_STRICT_RESERVED_BITS),
+        ("weft.carry_vlan", OPTION_CARRY_VLAN),
+        ("inherit-dscp", OPTION_INHERIT_DSCP),
+        ("weft.bumrate", OPTION_BUM_RATE),
+    ] {
+        let error = refusal(typed, "true");
+        assert_eq!(error.code, ErrorCode::InvalidOption);
+        let hint = format!("did you mean \"{meant}\"?");
+        assert!(error.message.ends_with(&hint), "{error}");
+        assert!(
+            error.next.contains(meant) && !error.next.contains("encrypted"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn options_are_known_or_refused_with_a_suggestion() {
     let catalog = Catalog::new(0);
     let with = |name: &str, value: &str| {

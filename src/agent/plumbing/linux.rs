@@ -32,7 +32,7 @@ use crate::sys::clock::now_ns;
 use crate::sys::packet::{PacketOptions, PacketSocket};
 use crate::sys::tap::Tap;
 use crate::tables::record::EndpointRecord;
-use crate::tables::{SegmentConfig, SegmentIndex, SegmentPolicy, TableError, TableWriter};
+use crate::tables::{SegmentConfig, SegmentIndex, TableError, TableWriter};
 use crate::wire::Vni;
 
 /// Index of `lo` in every network namespace (the kernel makes it first).
@@ -353,11 +353,7 @@ impl Shared {
         segment: &SegmentPlan,
         mtu: u32,
     ) -> Outcome<SegmentIndex> {
-        let policy = if plan.interop {
-            SegmentPolicy::interop()
-        } else {
-            SegmentPolicy::default()
-        };
+        let policy = plan.policy;
         let mut tables = self.tables();
         if let Some(index) = tables.segment_index(segment.vni) {
             tables
@@ -837,7 +833,7 @@ mod tests {
             id: "a".into(),
             name: "a".into(),
             mtu_underlay: None,
-            interop: false,
+            policy: Default::default(),
             segments: vec![segment(&["10.0.1.0/24"])],
         };
         assert!(check_inner_mtu(&plan, 1329, 1279, 50).is_ok());

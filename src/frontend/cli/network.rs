@@ -45,6 +45,7 @@ Examples:
   weft network create --subnet 10.0.1.0/24 --ip-range 10.0.1.128/25 my-network
   weft network create -o com.docker.network.driver.mtu=9000 jumbo
   weft network create -o weft.interop=true with-kernel-vteps
+  weft network create -o weft.inherit-dscp=true -o weft.bum-rate=200 voice
 
 The same network on several agents needs the same id, VNI and subnet on each:
   weft network create --id 0abcdefghij1234567890klmn --vni 5000 --subnet 10.9.0.0/24 shared")]
