@@ -6,7 +6,7 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,21 +110,27 @@ struct Echo {
 }
 
 impl Underlay for Echo {
-    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
-        if self.left == 0 {
-            return Ok(None);
+    fn recv(
+        &mut self,
+        bufs: &mut [IoSliceMut<'_>],
+        into: &mut [ReceivedDatagrams],
+    ) -> io::Result<usize> {
+        let mut count = 0;
+        for (buf, into) in bufs.iter_mut().zip(into).take(self.left) {
+            self.left -= 1;
+            let (segment_size, bytes) = &self.receives[self.left % self.receives.len()];
+            buf[..bytes.len()].copy_from_slice(bytes);
+            *into = ReceivedDatagrams {
+                len: bytes.len(),
+                segment_size: *segment_size,
+                coalesced: bytes.len() > *segment_size,
+                source: SocketAddr::from(([192, 0, 2, 2], 50000)),
+                tos: 0,
+                truncated: false,
+            };
+            count += 1;
         }
-        self.left -= 1;
-        let (segment_size, bytes) = &self.receives[self.left % self.receives.len()];
-        buf[..bytes.len()].copy_from_slice(bytes);
-        Ok(Some(ReceivedDatagrams {
-            len: bytes.len(),
-            segment_size: *segment_size,
-            coalesced: bytes.len() > *segment_size,
-            source: SocketAddr::from(([192, 0, 2, 2], 50000)),
-            tos: 0,
-            truncated: false,
-        }))
+        Ok(count)
     }
 
     fn send(&mut self, _transmit: &Transmit, pieces: &[IoSlice<'_>]) -> io::Result<()> {

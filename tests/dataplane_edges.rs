@@ -307,3 +307,39 @@ fn a_newer_record_of_an_endpoint_never_takes_its_vtep_away() {
     assert_eq!(pair.b.port.take().len(), 1);
     pair.check();
 }
+
+#[test]
+fn single_datagrams_are_received_many_at_a_time_and_joined() {
+    let mut pair = pair();
+    let mut frame = eth_ipv4_udp(A, B, &[7; 1000]);
+    frame[20] |= 0x40;
+    fix_ipv4_checksum(&mut frame);
+    let single = |source: SocketAddr, vtep: SocketAddr| {
+        let bytes = [&vxlan::encode(vni())[..], &frame].concat();
+        Sent {
+            source,
+            destination: vtep,
+            tos: 0,
+            segment_size: bytes.len(),
+            bytes,
+        }
+    };
+    let member = SocketAddr::new(pair.a.vtep.ip(), 50000);
+    let stranger = SocketAddr::from(([192, 0, 2, 77], 50000));
+    let vtep = pair.b.vtep;
+    for number in 0..320 {
+        // Between those of a member, in the same call: what holds for one sender must not hold for the other.
+        let source = if number % 10 == 9 { stranger } else { member };
+        pair.wire.inject(single(source, vtep));
+    }
+    assert!(pair.b.worker.decap_burst(20_000_000_000) <= 32);
+    let counters = pair.b.counters();
+    assert_eq!(counters.dropped(DropReason::UnknownVtep), 32);
+    assert_eq!(counters.delivered, 288);
+    assert!(counters.receives <= 24, "{}", counters.receives);
+    // 64 datagrams are one super-frame at most.
+    assert!(counters.deliveries <= 10, "{}", counters.deliveries);
+    let joined: usize = pair.b.port.take().iter().map(|f| f.bytes.len() - 42).sum();
+    assert_eq!(joined, 288 * 1000);
+    pair.check();
+}

@@ -1,5 +1,7 @@
 //! Buffers of one worker: the arena frames are read into, and the receive buffers.
 
+use std::io::IoSliceMut;
+
 use super::merge::{Buffers, Piece};
 
 /// Longest read from an uplink: virtio header, and a super-frame of up to 256 KiB.
@@ -86,10 +88,14 @@ impl ReceiveBuffers {
         self.count
     }
 
-    /// One whole buffer, to receive into.
-    pub fn buffer_mut(&mut self, index: u16) -> &mut [u8] {
+    /// Whole buffers from `index` on, as many as there are and `slots` takes, to receive into; returns their number.
+    pub fn fill<'b>(&'b mut self, index: u16, slots: &mut [IoSliceMut<'b>]) -> usize {
         let start = usize::from(index) * RECEIVE_STRIDE;
-        &mut self.bytes[start..start + RECEIVE_MAX]
+        let buffers = self.bytes[start..].chunks_exact_mut(RECEIVE_STRIDE);
+        let filled = slots.iter_mut().zip(buffers);
+        filled
+            .map(|(slot, buffer)| *slot = IoSliceMut::new(&mut buffer[..RECEIVE_MAX]))
+            .count()
     }
 
     /// One whole buffer.

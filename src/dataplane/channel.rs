@@ -2,11 +2,13 @@
 //! and simulation; they hold to the same contracts as [`super::linux`].
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay};
+use super::io::{
+    FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
+};
 use crate::wire::VnetHdr;
 
 /// A frame with its virtio header, as an uplink carries it.
@@ -205,25 +207,31 @@ pub struct ChannelUnderlay {
 const PATHS: usize = 16;
 
 impl Underlay for ChannelUnderlay {
-    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
+    fn recv(
+        &mut self,
+        bufs: &mut [IoSliceMut<'_>],
+        into: &mut [ReceivedDatagrams],
+    ) -> io::Result<usize> {
         let mut state = self.wire.state();
-        let Some(sent) = state
-            .queues
-            .get_mut(&self.local)
-            .and_then(VecDeque::pop_front)
-        else {
-            return Ok(None);
+        let Some(queue) = state.queues.get_mut(&self.local) else {
+            return Ok(0);
         };
-        let len = sent.bytes.len().min(buf.len());
-        buf[..len].copy_from_slice(&sent.bytes[..len]);
-        Ok(Some(ReceivedDatagrams {
-            len,
-            segment_size: sent.segment_size,
-            coalesced: self.coalesced && sent.bytes.len() > sent.segment_size,
-            source: sent.source,
-            tos: sent.tos,
-            truncated: sent.bytes.len() > buf.len(),
-        }))
+        let slots = bufs.iter_mut().zip(into).take(RECEIVES_MAX);
+        let mut count = 0;
+        for ((buf, into), sent) in slots.zip(std::iter::from_fn(|| queue.pop_front())) {
+            let len = sent.bytes.len().min(buf.len());
+            buf[..len].copy_from_slice(&sent.bytes[..len]);
+            *into = ReceivedDatagrams {
+                len,
+                segment_size: sent.segment_size,
+                coalesced: self.coalesced && sent.bytes.len() > sent.segment_size,
+                source: sent.source,
+                tos: sent.tos,
+                truncated: sent.bytes.len() > buf.len(),
+            };
+            count += 1;
+        }
+        Ok(count)
     }
 
     fn send(&mut self, transmit: &Transmit, pieces: &[IoSlice<'_>]) -> io::Result<()> {

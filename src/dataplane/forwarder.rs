@@ -6,16 +6,17 @@
 //! headers in the scratch area, payload left in the arena  6. send full groups, and all at the end of
 //! the burst.
 //!
-//! In: 1. receive up to 64 KiB of equal datagrams  2. find the VTEP by the outer source, and for each
-//! datagram the segment by its VNI  3. parse and decide; equal headers in one receive are decided
-//! once  4. combine ECN  5. hand it to the merger, which writes merged frames to the uplink; buffers
-//! are used in turn while a merge is open  6. flush the merger at the end of the burst.
+//! In: 1. receive up to 64 KiB of equal datagrams, or several single ones at once  2. find the VTEP by
+//! the outer source, and for each datagram the segment by its VNI  3. parse and decide; equal headers
+//! in one call are decided once  4. combine ECN  5. hand it to the merger, which writes merged frames
+//! to the uplink; buffers are used in turn while a merge is open  6. flush the merger at the end of the
+//! burst.
 //!
 //! A worker owns all it touches but the tables, so there is no lock and no queue, and in the steady
 //! state no allocation (`tests/allocations.rs` counts them).
 
-use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
@@ -25,7 +26,7 @@ use super::batch::{self, Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
 use super::bum::TokenBucket;
 use super::counters::Counters;
-use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, Underlay};
+use super::io::{FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, Underlay};
 use super::merge::{Buffers, Delivery, Limits, Merger, Meta, Piece};
 use super::split::{self, Plan};
 use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
@@ -42,13 +43,14 @@ pub struct WorkerConfig {
     pub merge: Limits,
     /// Flows merged at once.
     pub merge_flows: usize,
-    /// Receive buffers, each 64 KiB: how many receives one merged frame can span.
+    /// Receive buffers, each of 64 KiB, of which single datagrams touch the first page: how many messages one merged
+    /// frame can span.
     pub receive_buffers: u16,
     /// Most reads per burst and uplink.
     pub encap_budget: usize,
     /// Bytes read from an uplink after which its burst ends.
     pub encap_budget_len: usize,
-    /// Most receives per burst.
+    /// Most receive calls per burst.
     pub decap_budget: usize,
     /// "Packet too big" messages per second and uplink.
     pub icmp_rate: u32,
@@ -65,7 +67,7 @@ impl Default for WorkerConfig {
                 udp_segments_max: 64,
             },
             merge_flows: 8,
-            receive_buffers: 8,
+            receive_buffers: 160,
             encap_budget: 64,
             encap_budget_len: 2 << 20,
             decap_budget: 32,
@@ -88,6 +90,13 @@ pub struct LearnEvent {
     pub now_s: u32,
 }
 
+/// A message of at most this many bytes is one datagram most likely, and more such wait behind it: they are received
+/// many at a time.
+const SMALL_MAX: usize = 4096;
+
+/// Bytes waiting to be merged after which they are delivered: more would only leave the processor's cache.
+const KEPT_MAX: usize = 8 * RECEIVE_MAX;
+
 /// Buckets that limit "packet too big" messages by flow.
 const ICMP_FLOWS: usize = 64;
 
@@ -108,6 +117,8 @@ pub struct Worker<P, U> {
     arena: Arena,
     batches: Batches,
     receive: ReceiveBuffers,
+    /// The last receive brought single datagrams.
+    receives_are_small: bool,
     merger: Merger,
     /// By flow hash; flows that collide share.
     icmp_flows: [TokenBucket; ICMP_FLOWS],
@@ -132,6 +143,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             arena: Arena::new(),
             batches: Batches::new(),
             receive: ReceiveBuffers::new(config.receive_buffers),
+            receives_are_small: false,
             merger: Merger::new(config.merge_flows, config.merge),
             icmp_flows: [TokenBucket::default(); ICMP_FLOWS],
             learn,
@@ -627,26 +639,47 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let tables = Arc::clone(&self.tables);
         let view = tables.view();
         let mut receives = 0;
-        let mut buffer = 0;
+        // The next free buffer, and bytes received since the merger was last empty.
+        let (mut buffer, mut kept_len) = (0, 0);
+        let mut messages = [ReceivedDatagrams::NONE; RECEIVES_MAX];
         while receives < self.config.decap_budget {
-            if buffer == self.receive.count() {
+            if buffer == self.receive.count() || kept_len >= KEPT_MAX {
                 self.flush_merger();
-                buffer = 0;
+                (buffer, kept_len) = (0, 0);
             }
-            let received = match self.underlay.recv(self.receive.buffer_mut(buffer)) {
-                Ok(Some(received)) => received,
-                Ok(None) => break,
+            let mut slots = std::array::from_fn::<_, RECEIVES_MAX, _>(|_| IoSliceMut::new(&mut []));
+            let wanted = if self.receives_are_small {
+                RECEIVES_MAX
+            } else {
+                1
+            };
+            let wanted = self.receive.fill(buffer, &mut slots[..wanted]);
+            let count = match self.underlay.recv(&mut slots[..wanted], &mut messages) {
+                Ok(0) => break,
+                Ok(count) => count,
                 Err(error) => {
                     tracing::debug!(%error, "receiving from the underlay failed");
                     break;
                 }
             };
             receives += 1;
-            self.decap_receive(&view, buffer, &received, now_ns);
+            self.counters.receives.add(1);
+            let mut run = None;
+            for (received, buffer) in messages[..count].iter().zip(buffer..) {
+                kept_len += received.len;
+                self.decap_message(&view, &mut run, buffer, received, now_ns);
+            }
+            self.receives_are_small = messages[count - 1].len <= SMALL_MAX;
             if self.merger.is_empty() {
-                buffer = 0;
-            } else if self.merger.uses(buffer) {
-                buffer += 1;
+                (buffer, kept_len) = (0, 0);
+            } else {
+                let filled = buffer..buffer + count as u16;
+                let last_kept = filled.rev().find(|&buffer| self.merger.uses(buffer));
+                buffer = last_kept.map_or(buffer, |last| last + 1);
+            }
+            // A call that brought less than it could has emptied the queue.
+            if wanted > 1 && count < wanted {
+                break;
             }
         }
         if receives > 0 {
@@ -655,10 +688,11 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         receives
     }
 
-    /// One receive: equal datagrams of one sender.
-    fn decap_receive(
+    /// One message: equal datagrams of one sender. `run` is the state left by the message before it in the same call.
+    fn decap_message<'v>(
         &mut self,
-        view: &View,
+        view: &'v View,
+        run: &mut Option<Run<'v>>,
         buffer: u16,
         received: &ReceivedDatagrams,
         now_ns: u64,
@@ -669,7 +703,6 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             None => received.segment_size.max(1),
         };
         let count = received.len.div_ceil(stride).max(1);
-        self.counters.receives.add(1);
         self.counters.decap_datagrams.add(count as u64);
         self.counters.decap_bytes.add(received.len as u64);
         if received.truncated || received.len > RECEIVE_MAX {
@@ -677,23 +710,27 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 .counters
                 .count_drop(DropReason::DatagramTruncated, count as u64);
         }
-        let Some(&vtep) = view
-            .snapshot
-            .vtep_by_addr
-            .get(&canonical(received.source.ip()))
-        else {
-            return self
-                .counters
-                .count_drop(DropReason::UnknownVtep, count as u64);
+        let source = received.source.ip();
+        let (vtep, last) = match run.take() {
+            Some(before) if before.source == source => (before.vtep, before.last),
+            _ => match view.snapshot.vtep_by_addr.get(&canonical(source)) {
+                Some(&vtep) => (vtep, None),
+                None => {
+                    return self
+                        .counters
+                        .count_drop(DropReason::UnknownVtep, count as u64);
+                }
+            },
         };
-        let mut run = Run {
+        let run = run.insert(Run {
+            source,
             vtep,
             ecn: ecn::Ecn::of_tos(received.tos),
             verified: received.coalesced && count > 1,
             super_size,
             now_s: (now_ns / 1_000_000_000) as u32,
-            last: None,
-        };
+            last,
+        });
         let counters = Arc::clone(&self.counters);
         for index in 0..count {
             let start = index * stride;
@@ -702,7 +739,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 start: start as u32,
                 len: (received.len.min(start + stride) - start) as u32,
             };
-            if let Err(reason) = self.decap_datagram(view, &mut run, piece) {
+            if let Err(reason) = self.decap_datagram(view, run, piece) {
                 counters.count_drop(reason, 1);
             }
         }
@@ -763,7 +800,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     /// Whether every byte the decision depends on equals that of the last accepted datagram of this
-    /// receive: VXLAN header, Ethernet header, source address. Frames whose payload matters (ARP,
+    /// call and sender: VXLAN header, Ethernet header, source address. Frames whose payload matters (ARP,
     /// ND, tags) are decided each.
     #[inline]
     fn same_run(&self, last: &LastDatagram<'_>, datagram: &[u8], inner: &Inner) -> bool {
@@ -891,8 +928,9 @@ struct Job {
     frames: u64,
 }
 
-/// State over the datagrams of one receive.
+/// State over the datagrams of one receive call, as long as they come from one sender.
 struct Run<'v> {
+    source: IpAddr,
     vtep: u32,
     ecn: ecn::Ecn,
     verified: bool,
@@ -939,7 +977,7 @@ fn outer_tos(segment: &Segment, inner_tos: u8) -> u8 {
 
 /// An IPv4 address seen through a dual-stack socket is the IPv4 address.
 #[inline]
-fn canonical(ip: std::net::IpAddr) -> std::net::IpAddr {
+fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 

@@ -3,8 +3,8 @@
 //! The real ends are in [`super::linux`], the fake ones in [`super::channel`]; both pass the same
 //! tests. Every call is non-blocking. Buffers belong to the caller; nothing is kept after a call.
 
-use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 /// A frame read from an uplink into the caller's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub trait FramePort {
     fn overflow(&mut self) -> u64;
 }
 
-/// Datagrams received in one call: `len` bytes of equal datagrams of `segment_size` bytes, the last
+/// Datagrams received as one message: `len` bytes of equal datagrams of `segment_size` bytes, the last
 /// one possibly shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceivedDatagrams {
@@ -56,6 +56,21 @@ pub struct ReceivedDatagrams {
     pub truncated: bool,
 }
 
+impl ReceivedDatagrams {
+    /// Nothing from nowhere, to fill arrays with.
+    pub const NONE: ReceivedDatagrams = ReceivedDatagrams {
+        len: 0,
+        segment_size: 0,
+        coalesced: false,
+        source: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)),
+        tos: 0,
+        truncated: false,
+    };
+}
+
+/// Most messages of one [`Underlay::recv`].
+pub const RECEIVES_MAX: usize = 16;
+
 /// Where and how to send one batch of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transmit {
@@ -73,11 +88,16 @@ pub struct Transmit {
 
 /// The underlay: one receiving socket and a pool of sending ones per family.
 pub trait Underlay {
-    /// Receives one batch into `buf` (64 KiB hold any); `None` when there is none.
+    /// Receives messages, the first into the first buffer (64 KiB hold any) and so on, and describes them in `into`.
+    /// Returns how many there were, at most [`RECEIVES_MAX`]; fewer than buffers when no more are queued.
     ///
     /// # Errors
-    /// The kernel's.
-    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>>;
+    /// The kernel's; nothing was received.
+    fn recv(
+        &mut self,
+        bufs: &mut [IoSliceMut<'_>],
+        into: &mut [ReceivedDatagrams],
+    ) -> io::Result<usize>;
 
     /// Sends one batch given in pieces.
     ///

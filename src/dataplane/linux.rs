@@ -2,18 +2,20 @@
 //!
 //! Together with [`super::runtime`] the only file of the dataplane that knows [`crate::sys`].
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::io::{FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay};
+use super::io::{
+    FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
+};
 use crate::sys::packet::PacketSocket;
 use crate::sys::poll;
 use crate::sys::tap::Tap;
-use crate::sys::udp::{self, Destination, UdpSocket};
+use crate::sys::udp::{self, BatchReceiver, Destination, RecvMeta, UdpSocket};
 
 /// An uplink of this kernel.
 #[derive(Debug)]
@@ -79,9 +81,10 @@ pub struct UnderlayOffloads {
 }
 
 /// The UDP sockets of one worker.
-#[derive(Debug)]
 pub struct LinuxUnderlay {
     receive: UdpSocket,
+    receiver: BatchReceiver,
+    metas: [RecvMeta; RECEIVES_MAX],
     /// Bound to source ports of their own; a power of two of them.
     pool: Vec<UdpSocket>,
     offloads: Arc<UnderlayOffloads>,
@@ -106,6 +109,8 @@ impl LinuxUnderlay {
         );
         LinuxUnderlay {
             receive,
+            receiver: BatchReceiver::new(RECEIVES_MAX),
+            metas: [RecvMeta::default(); RECEIVES_MAX],
             pool,
             offloads,
             local,
@@ -136,22 +141,40 @@ impl LinuxUnderlay {
 
 impl Underlay for LinuxUnderlay {
     #[inline]
-    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedDatagrams>> {
-        let Some(meta) = self.receive.recv(buf)? else {
-            return Ok(None);
+    fn recv(
+        &mut self,
+        bufs: &mut [IoSliceMut<'_>],
+        into: &mut [ReceivedDatagrams],
+    ) -> io::Result<usize> {
+        let count = match bufs {
+            [buf] => match self.receive.recv(buf)? {
+                Some(meta) => {
+                    self.metas[0] = meta;
+                    1
+                }
+                None => 0,
+            },
+            bufs => self.receiver.recv(
+                &self.receive,
+                bufs,
+                &mut self.metas[..into.len().min(RECEIVES_MAX)],
+            )?,
         };
-        if let Some(total) = meta.overflow {
-            self.overflow += u64::from(total.wrapping_sub(self.overflow_seen));
-            self.overflow_seen = total;
+        for (meta, into) in self.metas[..count].iter().zip(into) {
+            if let Some(total) = meta.overflow {
+                self.overflow += u64::from(total.wrapping_sub(self.overflow_seen));
+                self.overflow_seen = total;
+            }
+            *into = ReceivedDatagrams {
+                len: meta.len,
+                segment_size: meta.segment_size,
+                coalesced: meta.coalesced,
+                source: meta.source,
+                tos: meta.tos,
+                truncated: meta.truncated,
+            };
         }
-        Ok(Some(ReceivedDatagrams {
-            len: meta.len,
-            segment_size: meta.segment_size,
-            coalesced: meta.coalesced,
-            source: meta.source,
-            tos: meta.tos,
-            truncated: meta.truncated,
-        }))
+        Ok(count)
     }
 
     #[inline]

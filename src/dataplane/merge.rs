@@ -375,7 +375,8 @@ impl Chain {
     }
 
     fn uses(&self, buffer: u16) -> bool {
-        self.buffers >> (buffer % 64) & 1 == 1 && self.pieces.iter().any(|p| p.buffer == buffer)
+        self.buffers >> (buffer % 64) & 1 == 1
+            && self.pieces.iter().rev().any(|p| p.buffer == buffer)
     }
 
     fn addresses(&self) -> &[u8] {
