@@ -428,6 +428,9 @@ fn what_was_removed_and_checked_is_told_in_json() {
     let value: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expect = serde_json::json!({ "removed": [{ "name": "web", "id": id.trim() }] });
     assert_eq!(value, expect);
+    let text = bed.weft("--json network rm --force nope").ok();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value, serde_json::json!({ "removed": [] }));
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");

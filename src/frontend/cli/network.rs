@@ -521,7 +521,8 @@ fn rm(args: &RmArgs, context: &Context) -> Done {
             }
         }
     }
-    if !removed.is_empty() {
+    // An answer to read in every case but that of an error alone.
+    if context.json && (first_error.is_none() || !removed.is_empty()) {
         print_json(&json!({ "removed": removed }))?;
     }
     first_error.map_or(Ok(exit::OK), Err)
