@@ -31,7 +31,7 @@ pub const SEGMENTS_MAX: usize = 8;
 pub const MTU_INNER_MIN: u32 = 576;
 /// The smallest MTU for IPv6, in bytes (RFC 8200 §5).
 pub const MTU_INNER_MIN_IPV6: u32 = 1280;
-/// Options a network may have.
+/// Options a network may have; the last is known only to be refused.
 const OPTIONS: [&str; 8] = [
     OPTION_MTU,
     OPTION_VXLANID_LIST,
