@@ -68,6 +68,28 @@ fn left_behind(pid: u32) -> Vec<PathBuf> {
     ours.map(|entry| entry.path()).collect()
 }
 
+/// How many worker threads each agent of the bench process `pid` has now.
+fn workers(pid: u32) -> Vec<usize> {
+    let run_dir = format!(
+        "--run-dir={}/weft-bench-{pid}-",
+        std::env::temp_dir().display()
+    );
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let list = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let agents = list(Path::new("/proc")).filter(|process| {
+        let line = read(&process.path().join("cmdline"));
+        line.split('\0').any(|word| word.starts_with(&run_dir))
+    });
+    let count = |agent: std::fs::DirEntry| {
+        let threads = list(&agent.path().join("task"));
+        let names = threads.map(|thread| read(&thread.path().join("comm")));
+        names
+            .filter(|name| name.starts_with("weft-worker-"))
+            .count()
+    };
+    agents.map(count).collect()
+}
+
 fn row<'a>(report: &'a Value, subject: &str) -> &'a Value {
     let rows = report["tables"][0]["rows"].as_array().unwrap();
     rows.iter().find(|row| row["subject"] == subject).unwrap()
@@ -140,6 +162,28 @@ fn weft_carries_what_was_sent_over_both_families() {
         assert!(output.status.success(), "{families}: {}", said(&output));
         assert!(said(&output).contains("peak memory"), "{}", said(&output));
     }
+}
+
+#[test]
+fn the_agents_get_the_workers_asked_for() {
+    if !can_run() {
+        return;
+    }
+    let line = "--subjects weft --tests ping10 --workers 3 --rounds 1 --seconds 1 --offloads ideal";
+    let child = weft(line)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while workers(child.id()) != [3, 3] {
+        assert!(Instant::now() < deadline, "{:?}", workers(child.id()));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let text = said(&output);
+    assert!(text.contains("workers of each agent of weft: 3"), "{text}");
 }
 
 #[test]

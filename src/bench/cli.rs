@@ -74,6 +74,10 @@ pub struct BenchArgs {
     #[arg(long)]
     ipv6_underlay: bool,
 
+    /// Worker threads of each agent of weft [default: the agent's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
+
     /// Program that makes the TCP streams
     #[arg(long, value_enum, default_value = "own")]
     tool: Tool,
@@ -273,6 +277,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
             integrity_len: integrity_mib << 20,
             tool: args.tool,
         },
+        workers: args.workers,
         command: command_line(),
     })
 }
@@ -389,6 +394,8 @@ mod tests {
             "--tests speed",
             "--rounds 0",
             "--mtu 100",
+            "--workers 0",
+            "--workers 65",
             "--offloads all",
             "--seconds 0",
             "--seconds inf",

@@ -33,6 +33,8 @@ pub struct Plan {
     pub shape: Shape,
     /// Windows and sizes.
     pub settings: Settings,
+    /// Worker threads of each of weft's agents; their default when absent.
+    pub workers: Option<u16>,
     /// The command line, for the report.
     pub command: String,
 }
@@ -108,8 +110,16 @@ fn settings_lines(plan: &Plan) -> Vec<String> {
         ),
     ]
     .into_iter()
+    .chain(workers_line(plan))
     .chain(payload_line(plan))
     .collect()
+}
+
+/// How many workers weft was given; nothing when it chose itself or took no part.
+fn workers_line(plan: &Plan) -> Option<String> {
+    let workers = plan.workers?;
+    let part = plan.subjects.contains(&Kind::Weft);
+    part.then(|| format!("workers of each agent of weft: {workers}"))
 }
 
 /// What of the payload was looked at; nothing when no test measures throughput.
@@ -181,7 +191,7 @@ impl Turn<'_> {
         // Started after and dropped before the topology.
         let outcome = self
             .kind
-            .start(&topology, self.launcher)
+            .start(&topology, self.launcher, self.plan.workers)
             .and_then(|mut running| {
                 let bench = Bench {
                     topology: &topology,

@@ -90,7 +90,7 @@ impl Kind {
         }
     }
 
-    /// Joins the workloads of `topology`.
+    /// Joins the workloads of `topology`. `workers` is for weft's agents; absent, they decide.
     ///
     /// # Errors
     /// When a tool or the kernel refuses, or a process ends or does not come up.
@@ -98,9 +98,10 @@ impl Kind {
         self,
         topology: &Topology,
         launcher: &Launcher,
+        workers: Option<u16>,
     ) -> anyhow::Result<Box<dyn Running>> {
         Ok(match self {
-            Self::Weft => Box::new(weft::start(topology, launcher)?),
+            Self::Weft => Box::new(weft::start(topology, launcher, workers)?),
             Self::Kernel => Box::new(kernel::start(topology, false)?),
             Self::KernelNetfilter => Box::new(kernel::start(topology, true)?),
             Self::Ovs => Box::new(ovs::start(topology, launcher)?),

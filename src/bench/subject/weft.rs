@@ -37,14 +37,18 @@ impl Running for Agents {
 }
 
 /// Starts both agents, makes the network on each and attaches the workloads.
-pub fn start(topology: &Topology, launcher: &Launcher) -> anyhow::Result<Agents> {
+pub fn start(
+    topology: &Topology,
+    launcher: &Launcher,
+    workers: Option<u16>,
+) -> anyhow::Result<Agents> {
     let nodes = topology
         .sides
         .each_ref()
         .map(|side| Node::new(topology, side));
     let mut agents = Agents(Vec::new());
     for node in &nodes {
-        agents.0.push(node.start_agent(launcher)?);
+        agents.0.push(node.start_agent(launcher, workers)?);
     }
     for (node, other) in nodes.iter().zip(nodes.iter().rev()) {
         node.join(other.side)
@@ -69,10 +73,10 @@ impl<'a> Node<'a> {
         Self { side, dir, client }
     }
 
-    fn start_agent(&self, launcher: &Launcher) -> anyhow::Result<Daemon> {
+    fn start_agent(&self, launcher: &Launcher, workers: Option<u16>) -> anyhow::Result<Daemon> {
         std::fs::create_dir(&self.dir).with_context(|| format!("create {}", self.dir.display()))?;
         let path = |name: &str| self.dir.join(name).to_string_lossy().into_owned();
-        let args = [
+        let mut args = vec![
             "agent".to_owned(),
             format!("--node=bench{}", self.side.number),
             format!("--vtep={}", self.side.vtep),
@@ -80,6 +84,7 @@ impl<'a> Node<'a> {
             format!("--state-dir={}", path("state")),
             format!("--socket={}", path("weft.sock")),
         ];
+        args.extend(workers.map(|workers| format!("--workers={workers}")));
         let exe = launcher.exe().to_string_lossy();
         let log = self.dir.join("agent.log");
         let mut agent = launcher.daemon(self.side.host.name(), &exe, &args, &[], &log)?;
