@@ -165,6 +165,30 @@ fn weft_carries_what_was_sent_over_both_families() {
 }
 
 #[test]
+fn neighbours_on_one_host_reach_each_other() {
+    if !can_run() {
+        return;
+    }
+    let line = "--one-host --tests ping10,tcp1,udp512,integrity --rounds 1 --seconds 0.3 --integrity-mib 8 --json";
+    for family in ["", "--ipv6-inner"] {
+        let output = weft(&format!("{line} {family}")).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for subject in ["kernel", "weft"] {
+            for id in ["ping10/p50", "tcp1", "udp512"] {
+                assert!(median(&report, subject, id) > 0.0, "{subject} {id}");
+            }
+            assert_eq!(median(&report, subject, "integrity"), 16.0);
+        }
+        let settings = report["settings"].to_string();
+        assert!(
+            settings.contains("both workloads on one host"),
+            "{settings}"
+        );
+    }
+}
+
+#[test]
 fn the_agents_get_the_workers_asked_for() {
     if !can_run() {
         return;
@@ -277,7 +301,14 @@ fn a_subject_that_cannot_be_measured_makes_the_run_a_failure() {
 
 #[test]
 fn usage_errors_are_told_before_anything_is_made() {
-    let output = weft("--subjects fast").output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("tun-tap"), "{}", said(&output));
+    let lines = [
+        ("--subjects fast", "tun-tap"),
+        ("--one-host --subjects weft,veth", "veth"),
+    ];
+    for (line, word) in lines {
+        let output = weft(line).output().unwrap();
+        let root = nix::unistd::geteuid().is_root() || line.contains("fast");
+        assert_eq!(output.status.code(), Some(if root { 2 } else { 6 }));
+        assert!(!root || said(&output).contains(word), "{}", said(&output));
+    }
 }

@@ -31,13 +31,15 @@ use super::{render, svg};
 #[command(after_help = "Examples:
   weft bench --quick                         does it work, roughly how fast
   weft bench --tests tcp1,tcp8,rr --rounds 5
+  weft bench --one-host --quick              how fast neighbours on one host talk
   weft bench --subjects weft,kernel --offloads no-tunnel-offload --json-file figures.json")]
 pub struct BenchArgs {
     #[command(subcommand)]
     helper: Option<HelperCommand>,
 
     /// Tunnels to compare: weft, kernel, kernel+nf, ovs, tun-tap, veth
-    #[arg(long, value_delimiter = ',', default_values_t = DEFAULT_SUBJECTS)]
+    /// [default: weft,kernel,ovs,tun-tap,veth; with --quick or --one-host: weft,kernel]
+    #[arg(long, value_delimiter = ',')]
     subjects: Vec<Kind>,
 
     /// Subject the ratios refer to; kernel if it takes part, else the first one
@@ -58,9 +60,15 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     seconds: f64,
 
-    /// Underlay offload profiles to run under [default: ideal,no-tunnel-offload; with --quick: ideal]
+    /// Underlay offload profiles to run under [default: ideal,no-tunnel-offload; with --quick or
+    /// --one-host: ideal]
     #[arg(long, value_enum, value_delimiter = ',')]
     offloads: Vec<Profile>,
+
+    /// Put both workloads on the same host, so that nothing crosses the underlay: weft's own switching
+    /// beside the kernel's bridge. For weft, kernel and kernel+nf
+    #[arg(long)]
+    one_host: bool,
 
     /// MTU of the underlay in bytes
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1350..=9000))]
@@ -203,9 +211,24 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 const SECONDS_MIN: f64 = 0.2;
 
 /// What no run could make true at once, and the way out.
-fn contradiction(args: &BenchArgs) -> Option<&'static str> {
-    let both = args.no_integrity && args.tests.contains(&Test::Integrity);
-    both.then_some("--no-integrity: leave it out, or leave integrity out of --tests")
+fn contradiction(args: &BenchArgs) -> Option<String> {
+    if args.no_integrity && args.tests.contains(&Test::Integrity) {
+        return Some("--no-integrity: leave it out, or leave integrity out of --tests".to_owned());
+    }
+    let crossing = args
+        .offloads
+        .iter()
+        .find(|&&profile| profile != Profile::Ideal);
+    if args.one_host && crossing.is_some() {
+        return Some("--one-host: nothing crosses the underlay, leave --offloads out".to_owned());
+    }
+    let mut chosen = args.subjects.iter().chain(&args.baseline);
+    chosen.find_map(|kind| {
+        let why = kind.unfit_for_one_host().filter(|_| args.one_host)?;
+        Some(format!(
+            "--one-host: {kind} {why}; leave one of the two out"
+        ))
+    })
 }
 
 fn run_helper(helper: HelperCommand) -> anyhow::Result<()> {
@@ -220,10 +243,10 @@ fn run_helper(helper: HelperCommand) -> anyhow::Result<()> {
 
 fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
     let quick = args.quick;
-    let mut subjects = if quick && args.subjects == DEFAULT_SUBJECTS {
-        vec![Kind::Weft, Kind::Kernel]
-    } else {
-        args.subjects.clone()
+    let mut subjects = match (args.subjects.is_empty(), quick || args.one_host) {
+        (false, _) => args.subjects.clone(),
+        (true, true) => vec![Kind::Weft, Kind::Kernel],
+        (true, false) => DEFAULT_SUBJECTS.to_vec(),
     };
     let baseline = args.baseline.unwrap_or_else(|| {
         if subjects.contains(&Kind::Kernel) {
@@ -250,6 +273,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
     let profiles = match (args.offloads.is_empty(), quick) {
         (false, _) => args.offloads.clone(),
         (true, true) => vec![Profile::Ideal],
+        (true, false) if args.one_host => vec![Profile::Ideal],
         (true, false) => vec![Profile::Ideal, Profile::NoTunnelOffload],
     };
     let integrity_mib = if quick {
@@ -267,6 +291,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
             mtu: args.mtu,
             inner_ipv6: args.ipv6_inner,
             underlay_ipv6: args.ipv6_underlay,
+            one_host: args.one_host,
         },
         settings: Settings {
             seconds: if quick {
@@ -385,6 +410,26 @@ mod tests {
         assert_eq!(profiles(""), [Profile::Ideal, Profile::NoTunnelOffload]);
         assert_eq!(profiles("--quick"), [Profile::Ideal]);
         assert_eq!(profiles("--quick --offloads none"), [Profile::None]);
+    }
+
+    #[test]
+    fn on_one_host_there_is_no_tunnel_and_no_underlay() {
+        let plan = plan(&parse("--one-host").unwrap()).unwrap();
+        assert_eq!(plan.subjects, [Kind::Kernel, Kind::Weft]);
+        assert_eq!(plan.profiles, [Profile::Ideal]);
+        let refused = |line: &str| contradiction(&parse(line).unwrap());
+        assert_eq!(refused("--one-host"), None);
+        assert_eq!(refused("--one-host --subjects weft,kernel+nf"), None);
+        for (line, word) in [
+            ("--one-host --subjects weft,tun-tap", "tun-tap"),
+            ("--one-host --subjects ovs", "ovs"),
+            ("--one-host --baseline veth", "veth"),
+            ("--one-host --offloads ideal,none", "--offloads"),
+        ] {
+            let said = refused(line).expect(line);
+            assert!(said.contains(word), "{line}: {said}");
+        }
+        assert_eq!(refused("--subjects ovs,tun-tap,veth"), None);
     }
 
     #[test]

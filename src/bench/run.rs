@@ -110,9 +110,16 @@ fn settings_lines(plan: &Plan) -> Vec<String> {
         ),
     ]
     .into_iter()
+    .chain(place_line(plan))
     .chain(workers_line(plan))
     .chain(payload_line(plan))
     .collect()
+}
+
+/// That the underlay plays no part, when it does not.
+fn place_line(plan: &Plan) -> Option<String> {
+    let line = "both workloads on one host: nothing crosses the underlay";
+    plan.shape.one_host.then(|| line.to_owned())
 }
 
 /// How many workers weft was given; nothing when it chose itself or took no part.

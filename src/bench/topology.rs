@@ -8,6 +8,9 @@
 //! └──────────┘            └──────────────────┘              └──────────────────┘            └──────────┘
 //! ```
 //!
+//! On one host, w2 hangs on h1 as well, and nothing crosses the underlay. h2 stays, so that the underlay has
+//! a carrier.
+//!
 //! A fresh topology per subject is the only reset that can be trusted: BIG TCP sizes left on a link
 //! by one subject cut the next one's throughput to a third.
 
@@ -30,6 +33,8 @@ pub struct Shape {
     pub inner_ipv6: bool,
     /// The tunnel runs over IPv6.
     pub underlay_ipv6: bool,
+    /// Both workloads are on the first host.
+    pub one_host: bool,
 }
 
 impl Shape {
@@ -37,6 +42,11 @@ impl Shape {
     /// (RFC 7348 §5: 20 or 40 + 8 + 8 + 14 bytes).
     pub fn mtu_inner(&self) -> u32 {
         self.mtu - if self.underlay_ipv6 { 70 } else { 50 }
+    }
+
+    /// How many hosts have workloads.
+    fn hosts(&self) -> usize {
+        if self.one_host { 1 } else { 2 }
     }
 }
 
@@ -120,7 +130,7 @@ impl Drop for Scratch {
     }
 }
 
-/// One host and its workload.
+/// One host and its workload, which [`Topology::host`] may put on another one.
 #[derive(Debug)]
 pub struct Side {
     /// 1 or 2.
@@ -192,6 +202,16 @@ impl Topology {
         Ok(topology)
     }
 
+    /// The sides whose hosts have workloads.
+    pub fn hosts(&self) -> &[Side] {
+        &self.sides[..self.shape.hosts()]
+    }
+
+    /// The host that workload `index` is on.
+    pub fn host(&self, index: usize) -> &Netns {
+        &self.sides[index.min(self.shape.hosts() - 1)].host
+    }
+
     fn join_underlay(&self) -> anyhow::Result<()> {
         let [one, two] = &self.sides;
         tool(&format!(
@@ -211,20 +231,21 @@ impl Topology {
         Ok(())
     }
 
-    /// Puts each workload on a bridge `br0` of its host, with the bridge's netfilter hooks on or off.
+    /// Puts the workloads on the bridge `br0` of their host, with the bridge's netfilter hooks on or off.
     /// Returns the host-side names of the workloads' links.
     ///
     /// # Errors
     /// As [`Self::build`]; also when netfilter hooks are asked for and the kernel has none.
     pub fn bridge_workloads(&self, netfilter: bool) -> anyhow::Result<[String; 2]> {
-        for side in &self.sides {
+        for side in self.hosts() {
             set_bridge_netfilter(&side.host, netfilter)?;
             side.host.ip("link add name br0 type bridge stp_state 0")?;
             side.host.ip("link set br0 up")?;
         }
         let links = self.link_workloads()?;
-        for (side, link) in self.sides.iter().zip(&links) {
-            side.host.ip(&format!("link set {link} master br0"))?;
+        for (index, link) in links.iter().enumerate() {
+            self.host(index)
+                .ip(&format!("link set {link} master br0"))?;
         }
         Ok(links)
     }
@@ -235,14 +256,14 @@ impl Topology {
     /// As [`Self::build`].
     pub fn link_workloads(&self) -> anyhow::Result<[String; 2]> {
         let mtu = self.shape.mtu_inner();
-        for side in &self.sides {
-            let (host, workload) = (side.host.name(), side.workload.name());
+        for (index, side) in self.sides.iter().enumerate() {
+            let (host, workload) = (self.host(index), side.workload.name());
             tool(&format!(
-                "ip link add e{} netns {host} type veth peer name eth0 netns {workload}",
-                side.number
+                "ip link add e{} netns {} type veth peer name eth0 netns {workload}",
+                side.number,
+                host.name()
             ))?;
-            side.host
-                .ip(&format!("link set e{} mtu {mtu} up", side.number))?;
+            host.ip(&format!("link set e{} mtu {mtu} up", side.number))?;
             side.workload.ip(&format!(
                 "link set eth0 address {} mtu {mtu} up",
                 side.mac()
@@ -353,9 +374,28 @@ mod tests {
             mtu: 1500,
             inner_ipv6: false,
             underlay_ipv6,
+            one_host: false,
         };
         assert_eq!(shape(false).mtu_inner(), 1450);
         assert_eq!(shape(true).mtu_inner(), 1430);
+    }
+
+    #[test]
+    fn on_one_host_both_workloads_share_a_bridge() {
+        let shape = Shape {
+            mtu: 1500,
+            inner_ipv6: false,
+            underlay_ipv6: false,
+            one_host: true,
+        };
+        let topology = Topology::build(shape, Profile::Ideal).unwrap();
+        topology.bridge_workloads(false).unwrap();
+        let ports = |side: &Side| side.host.ip("-o link show type bridge_slave");
+        let ports = topology.sides.each_ref().map(|side| {
+            let text = ports(side).unwrap();
+            text.lines().count()
+        });
+        assert_eq!(ports, [2, 0]);
     }
 
     #[test]
@@ -364,6 +404,7 @@ mod tests {
             mtu: 1500,
             inner_ipv6: false,
             underlay_ipv6: false,
+            one_host: false,
         };
         let (names, scratch) = {
             let topology = Topology::build(shape, Profile::Ideal).unwrap();

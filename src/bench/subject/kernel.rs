@@ -10,9 +10,13 @@ pub struct InKernel;
 impl Running for InKernel {}
 
 /// A vxlan device per host as a port of the workload's bridge, unicast to the other host. The outer
-/// UDP checksum stays on, which is the device's default and lets the offloads work.
+/// UDP checksum stays on, which is the device's default and lets the offloads work. On one host the
+/// bridge alone.
 pub fn start(topology: &Topology, netfilter: bool) -> anyhow::Result<InKernel> {
     topology.bridge_workloads(netfilter)?;
+    if topology.shape.one_host {
+        return Ok(InKernel);
+    }
     let mtu = topology.shape.mtu_inner();
     for (side, other) in topology.sides.iter().zip(topology.sides.iter().rev()) {
         side.host.ip(&format!(

@@ -90,6 +90,15 @@ impl Kind {
         }
     }
 
+    /// Why it cannot join workloads on one host; `None` when it can.
+    pub fn unfit_for_one_host(self) -> Option<&'static str> {
+        match self {
+            Self::Weft | Self::Kernel | Self::KernelNetfilter => None,
+            Self::Ovs | Self::TunTap => Some("is set up between two hosts only"),
+            Self::Veth => Some("without an underlay between them is what `kernel` is"),
+        }
+    }
+
     /// Joins the workloads of `topology`. `workers` is for weft's agents; absent, they decide.
     ///
     /// # Errors

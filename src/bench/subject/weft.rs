@@ -1,5 +1,6 @@
 //! weft itself: one agent of this binary per host, the same network on both, told about each
-//! other's endpoint through the API, as an operator without a control plane would do.
+//! other's endpoint through the API, as an operator without a control plane would do. On one host a
+//! single agent, with both endpoints.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ const NETWORK: &str = "bench";
 const NETWORK_ID: &str = "benchbenchbenchbenchbench";
 const START_LIMIT: Duration = Duration::from_secs(15);
 
-/// Both agents.
+/// The agents.
 #[derive(Debug)]
 pub struct Agents(Vec<Daemon>);
 
@@ -36,26 +37,23 @@ impl Running for Agents {
     }
 }
 
-/// Starts both agents, makes the network on each and attaches the workloads.
+/// Starts an agent per host, makes the network on each and attaches the workloads.
 pub fn start(
     topology: &Topology,
     launcher: &Launcher,
     workers: Option<u16>,
 ) -> anyhow::Result<Agents> {
-    let nodes = topology
-        .sides
-        .each_ref()
-        .map(|side| Node::new(topology, side));
+    let hosts = topology.hosts().iter();
+    let nodes: Vec<Node> = hosts.map(|side| Node::new(topology, side)).collect();
     let mut agents = Agents(Vec::new());
     for node in &nodes {
         agents.0.push(node.start_agent(launcher, workers)?);
     }
-    for (node, other) in nodes.iter().zip(nodes.iter().rev()) {
-        node.join(other.side)
-            .map_err(|error| match agents.check() {
-                Err(ended) => ended,
-                Ok(()) => error.context(format!("node bench{}", node.side.number)),
-            })?;
+    for node in &nodes {
+        node.join(topology).map_err(|error| match agents.check() {
+            Err(ended) => ended,
+            Ok(()) => error.context(format!("node bench{}", node.side.number)),
+        })?;
     }
     Ok(agents)
 }
@@ -94,20 +92,35 @@ impl<'a> Node<'a> {
         Ok(agent)
     }
 
-    /// Makes the network, names the other side, attaches the own workload.
-    fn join(&self, other: &Side) -> anyhow::Result<()> {
+    /// Makes the network, attaches the workloads of this host, and names the other side's.
+    fn join(&self, topology: &Topology) -> anyhow::Result<()> {
         block_on(self.client.create_network(&network())).context("create the network")?;
+        for (index, side) in topology.sides.iter().enumerate() {
+            if topology.host(index).name() == self.side.host.name() {
+                self.attach(side)?;
+            } else {
+                self.name_other(side)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn name_other(&self, other: &Side) -> anyhow::Result<()> {
         let members = VtepChange {
             vteps: vec![other.vtep],
         };
         block_on(self.client.add_vteps(NETWORK, &members)).context("add the other VTEP")?;
         block_on(self.client.put_records(NETWORK, &[record(other)?]))
             .context("add the other endpoint")?;
+        Ok(())
+    }
+
+    fn attach(&self, side: &Side) -> anyhow::Result<()> {
         let wish = AttachRequest {
-            target: self.side.workload.path().to_string_lossy().into_owned(),
-            name: Some(format!("workload{}", self.side.number)),
-            ips: addresses(self.side),
-            mac: Some(mac(self.side)?),
+            target: side.workload.path().to_string_lossy().into_owned(),
+            name: Some(format!("workload{}", side.number)),
+            ips: addresses(side),
+            mac: Some(mac(side)?),
             ifname: Some("eth0".to_owned()),
         };
         block_on(self.client.attach(NETWORK, &wish)).context("attach the workload")?;
