@@ -110,7 +110,7 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
     }
     let (json, svg) = (Temporary::new("report.json"), Temporary::new("report.svg"));
     let child = weft(
-        "--subjects kernel,tun-tap,veth --tests ping10,rr,tcp1,udp64,loaded,integrity --rounds 1 \
+        "--subjects kernel,tun-tap,veth --tests idle,ping10,rr,tcp1,udp64,loaded,integrity --rounds 1 \
          --seconds 0.4 --integrity-mib 8 --offloads ideal --markdown",
     )
     .args([
@@ -140,6 +140,12 @@ fn kernel_naive_and_bare_subjects_are_measured_and_cleaned_up() {
         );
     }
     assert!(median(&report, "tun-tap", "memory") > 0.0);
+    let idle = |subject: &str| {
+        let series = row(&report, subject)["series"].as_array().unwrap();
+        series.iter().any(|series| series["id"] == "idle")
+    };
+    assert!(idle("tun-tap"));
+    assert!(!idle("kernel") && !idle("veth"), "they have no processes");
     assert!(std::fs::read_to_string(&svg.0).unwrap().contains("</svg>"));
     assert!(
         said(&output).contains("| UDP, 64 bytes, Mpps |"),

@@ -47,7 +47,7 @@ pub struct BenchArgs {
     baseline: Option<Kind>,
 
     /// Tests: tcp<streams>[-<congestion control>], udp<bytes>, rr[<ms>], tcprr[<ms>], ping<ms>,
-    /// loaded, integrity; all that fit this kernel if not given. With any tcp or udp test, weft and the
+    /// loaded, idle, integrity; all that fit this kernel if not given. With any tcp or udp test, weft and the
     /// kernel begin with integrity
     #[arg(long, value_delimiter = ',')]
     tests: Vec<Test>,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::interrupt;
 use super::plan::{Quantity, Sample, Test};
-use super::process::{Helper, Launcher, tool};
+use super::process::{Helper, Launcher, cpu_time, tool};
 use super::topology::Topology;
 use super::traffic::integrity::{DatagramReport, StreamReport};
 use super::traffic::round_trip::{LatencyReport, Protocol};
@@ -41,12 +41,16 @@ pub struct Bench<'a> {
     pub topology: &'a Topology,
     /// Starts the traffic programs.
     pub launcher: &'a Launcher,
+    /// Processes of the tunnel, per host.
+    pub processes: Vec<Vec<u32>>,
     /// How long and how much.
     pub settings: Settings,
 }
 
 const PORT: u16 = 5201;
 const WARMUP_SECONDS: f64 = 0.3;
+/// Time for what earlier tests left to do.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Patience beyond the planned length of a test.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -95,6 +99,7 @@ impl Bench<'_> {
             }
             Test::Ping { spacing_ms } => self.ping_samples(&test.to_string(), *spacing_ms),
             Test::Loaded => self.loaded(),
+            Test::Idle => self.idle(),
             Test::Integrity => self.integrity(),
         }
     }
@@ -281,6 +286,32 @@ impl Bench<'_> {
         rate.headline = false;
         samples.push(Sample::new(rate, beside.gbit_per_second()));
         Ok(samples)
+    }
+
+    /// Processor time of the tunnel's processes while the workloads are silent, on the host where it is more.
+    /// No sample for a tunnel without processes.
+    fn idle(&self) -> anyhow::Result<Vec<Sample>> {
+        if self.processes.is_empty() {
+            return Ok(Vec::new());
+        }
+        interrupt::sleep(SETTLE)?;
+        let (start, before) = (Instant::now(), self.cpu_time_per_host()?);
+        interrupt::sleep(Duration::from_secs_f64(self.settings.seconds))?;
+        let (passed, after) = (start.elapsed(), self.cpu_time_per_host()?);
+        let used = after.iter().zip(&before);
+        let used = used.map(|(after, before)| after.saturating_sub(*before));
+        let share = used.max().unwrap_or_default().as_secs_f64() / passed.as_secs_f64();
+        let title = "processor time while nothing is sent, per host";
+        let quantity = Quantity::cost("idle".into(), title.into(), "% of a core");
+        Ok(vec![Sample::new(quantity, share * 100.0)])
+    }
+
+    fn cpu_time_per_host(&self) -> anyhow::Result<Vec<Duration>> {
+        let of = |&pid: &u32| {
+            cpu_time(pid).with_context(|| format!("process {pid} of the tunnel has ended"))
+        };
+        let hosts = self.processes.iter();
+        hosts.map(|pids| pids.iter().map(of).sum()).collect()
     }
 
     /// Streams and datagrams of known content, both ways. Any wrong byte is an error.

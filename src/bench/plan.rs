@@ -36,6 +36,8 @@ pub enum Test {
     },
     /// `loaded`: UDP round trips at 10 ms beside four TCP streams.
     Loaded,
+    /// `idle`: processor time of the tunnel's processes while nothing is sent.
+    Idle,
     /// `integrity`: is what arrives what was sent? Run in the first round of each profile only.
     Integrity,
 }
@@ -45,6 +47,7 @@ impl Test {
     pub fn full(congestion_available: &[String]) -> Vec<Self> {
         let names = [
             "integrity",
+            "idle",
             "ping10",
             "ping1",
             "rr",
@@ -100,13 +103,15 @@ impl FromStr for Test {
         let unknown = || {
             format!(
                 "unknown test `{name}` (tcp<streams>[-<congestion control>], udp<bytes>, rr[<ms>], \
-                 tcprr[<ms>], ping<ms>, loaded, integrity)"
+                 tcprr[<ms>], ping<ms>, loaded, idle, integrity)"
             )
         };
         let number = |text: &str| text.parse::<u64>().map_err(|_| unknown());
         let spacing = |text: &str| if text.is_empty() { Ok(0) } else { number(text) };
         let test = if name == "loaded" {
             Self::Loaded
+        } else if name == "idle" {
+            Self::Idle
         } else if name == "integrity" {
             Self::Integrity
         } else if let Some(rest) = name.strip_prefix("tcprr") {
@@ -183,6 +188,7 @@ impl fmt::Display for Test {
             }
             Self::Ping { spacing_ms } => write!(f, "ping{spacing_ms}"),
             Self::Loaded => f.write_str("loaded"),
+            Self::Idle => f.write_str("idle"),
             Self::Integrity => f.write_str("integrity"),
         }
     }
@@ -277,6 +283,7 @@ mod tests {
             "tcprr1",
             "ping1",
             "loaded",
+            "idle",
             "integrity",
         ] {
             assert_eq!(name.parse::<Test>().unwrap().to_string(), name);

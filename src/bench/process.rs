@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
@@ -327,6 +328,12 @@ pub fn exec_in_netns(netns: &str, program: &[String]) -> anyhow::Result<std::con
     Err(failure).with_context(|| format!("run {program:?} in netns {netns}"))
 }
 
+/// Processor time of a process so far, with all its threads. `None` when the process is gone.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32)).ok()?;
+    clock.now().ok().map(Duration::from)
+}
+
 /// Resident memory of a process now and at its peak, in MiB (`VmRSS`, `VmHWM` of
 /// `/proc/<pid>/status`). `None` when the process is gone.
 pub fn memory_mib(pid: u32) -> Option<(f64, f64)> {
@@ -360,6 +367,15 @@ mod tests {
     fn own_memory_is_read_in_mib() {
         let (now, peak) = memory_mib(std::process::id()).unwrap();
         assert!(now > 0.5 && peak >= now * 0.5, "{now} {peak}");
+    }
+
+    #[test]
+    fn own_processor_time_grows_and_that_of_nobody_is_not_there() {
+        let before = cpu_time(std::process::id()).unwrap();
+        let end = before + Duration::from_millis(5);
+        while cpu_time(std::process::id()).unwrap() < end {}
+        // Beyond the largest process id Linux gives.
+        assert_eq!(cpu_time(1 << 23), None);
     }
 
     #[test]

@@ -203,6 +203,7 @@ impl Turn<'_> {
                 let bench = Bench {
                     topology: &topology,
                     launcher: self.launcher,
+                    processes: running.processes(),
                     settings: self.plan.settings,
                 };
                 bench
@@ -213,7 +214,7 @@ impl Turn<'_> {
                     })?;
                 self.run_tests(&bench, row)?;
                 running.check()?;
-                row.add_memory(&running.pids());
+                row.add_memory(&running.processes());
                 Ok(())
             });
         self.note(row, "start", outcome)?;
@@ -257,10 +258,10 @@ impl Turn<'_> {
 }
 
 impl Row {
-    /// Adds the peak resident memory of the larger of the tunnel's processes.
-    fn add_memory(&mut self, pids: &[u32]) {
-        let peak = pids
-            .iter()
+    /// Adds the peak resident memory of each host's first process, of the larger one.
+    fn add_memory(&mut self, processes: &[Vec<u32>]) {
+        let firsts = processes.iter().filter_map(|pids| pids.first());
+        let peak = firsts
             .filter_map(|&pid| memory_mib(pid))
             .map(|(_, peak)| peak);
         if let Some(peak) = peak.reduce(f64::max) {

@@ -31,8 +31,8 @@ pub enum Kind {
 
 /// A started tunnel.
 pub trait Running {
-    /// Processes of the tunnel, for their memory.
-    fn pids(&self) -> Vec<u32> {
+    /// Processes of the tunnel, for what they cost, per host: first the one whose memory is told.
+    fn processes(&self) -> Vec<Vec<u32>> {
         Vec::new()
     }
 

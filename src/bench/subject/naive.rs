@@ -12,8 +12,8 @@ use crate::bench::topology::{Topology, VNI};
 pub struct Naive(Vec<Daemon>);
 
 impl Running for Naive {
-    fn pids(&self) -> Vec<u32> {
-        self.0.iter().map(Daemon::pid).collect()
+    fn processes(&self) -> Vec<Vec<u32>> {
+        self.0.iter().map(|daemon| vec![daemon.pid()]).collect()
     }
 
     fn check(&mut self) -> anyhow::Result<()> {

@@ -25,8 +25,11 @@ pub struct OpenVswitch {
 }
 
 impl Running for OpenVswitch {
-    fn pids(&self) -> Vec<u32> {
-        self.switches.iter().map(Daemon::pid).collect()
+    fn processes(&self) -> Vec<Vec<u32>> {
+        let hosts = self.switches.iter().zip(&self.databases);
+        hosts
+            .map(|(switch, database)| vec![switch.pid(), database.pid()])
+            .collect()
     }
 
     fn check(&mut self) -> anyhow::Result<()> {

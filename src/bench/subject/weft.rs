@@ -28,8 +28,8 @@ const START_LIMIT: Duration = Duration::from_secs(15);
 pub struct Agents(Vec<Daemon>);
 
 impl Running for Agents {
-    fn pids(&self) -> Vec<u32> {
-        self.0.iter().map(Daemon::pid).collect()
+    fn processes(&self) -> Vec<Vec<u32>> {
+        self.0.iter().map(|daemon| vec![daemon.pid()]).collect()
     }
 
     fn check(&mut self) -> anyhow::Result<()> {
