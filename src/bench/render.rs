@@ -15,8 +15,11 @@ struct Grid {
 fn grid(table: &Table) -> Grid {
     let mut head = vec![String::new()];
     head.extend(table.rows.iter().map(|row| row.subject.clone()));
-    // A line of zeros, such as "lost requests", is worth no space.
+    // That nothing was lost is worth no line.
     let shown = |quantity: &&Quantity| {
+        if !quantity.id.ends_with("/lost") {
+            return true;
+        }
         let cells = table
             .rows
             .iter()
@@ -201,6 +204,7 @@ fn array(value: &mut serde_json::Value) -> impl Iterator<Item = &mut serde_json:
 pub(super) mod tests {
     use super::*;
     use crate::bench::machine::Facts;
+    use crate::bench::plan::Sample;
     use crate::bench::results::tests::example;
 
     pub fn report() -> Report {
@@ -232,6 +236,17 @@ pub(super) mod tests {
         );
         assert!(text.contains("round trip: p50, us (less is better)"));
         assert!(text.contains("- SKIP: ovs: not installed"));
+    }
+
+    #[test]
+    fn nothing_lost_is_no_line_and_nothing_used_is_one() {
+        let mut report = report();
+        for id in ["rr/lost", "idle"] {
+            let quantity = Quantity::cost(id.into(), id.to_uppercase(), "units");
+            report.tables[0].rows[1].add(Sample::new(quantity, 0.0));
+        }
+        let text = text(&report);
+        assert!(text.contains("IDLE") && !text.contains("RR/LOST"), "{text}");
     }
 
     #[test]
