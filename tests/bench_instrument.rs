@@ -46,6 +46,16 @@ impl Drop for Temporary {
     }
 }
 
+/// A process that ends with the test, also when that fails.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn said(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     format!(
@@ -55,10 +65,27 @@ fn said(output: &Output) -> String {
     )
 }
 
-/// Namespaces and directories of the bench process `pid`.
+/// Whether Docker's engine is here; says so if not.
+fn has_docker() -> bool {
+    let here = ["docker", "dockerd"]
+        .iter()
+        .all(|program| Command::new(program).arg("--version").output().is_ok());
+    if !here {
+        skip("the bench's subject docker needs Docker's engine (docker.io)");
+    }
+    here
+}
+
+/// Namespaces, directories and control groups of the bench process `pid`.
 fn left_behind(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("weft-bench-{pid}-");
-    let places = [Path::new("/run/netns").to_owned(), std::env::temp_dir()];
+    let mut places = vec![
+        PathBuf::from("/run/netns"),
+        std::env::temp_dir(),
+        PathBuf::from("/sys/fs/cgroup"),
+    ];
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+    places.extend(hierarchies.flatten().map(|entry| entry.path()));
     let entries = places
         .iter()
         .filter_map(|place| std::fs::read_dir(place).ok())
@@ -66,6 +93,22 @@ fn left_behind(pid: u32) -> Vec<PathBuf> {
         .flatten();
     let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
     ours.map(|entry| entry.path()).collect()
+}
+
+fn directories(path: &Path) -> usize {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).count()
+}
+
+/// Processes whose command line names something of the bench process `pid`.
+fn processes_of(pid: u32) -> Vec<String> {
+    let name = format!("weft-bench-{pid}-");
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let lines = processes.filter_map(|process| {
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    lines.filter(|line| line.contains(&name)).collect()
 }
 
 /// How many worker threads each agent of the bench process `pid` has now.
@@ -269,6 +312,86 @@ fn both_families_run_inside_and_outside() {
 }
 
 #[test]
+fn dockers_own_overlay_is_measured_and_taken_down() {
+    if !can_run() || !has_docker() {
+        return;
+    }
+    let line = "--subjects docker --tests idle,ping10,tcp1,udp512 --rounds 1 --seconds 0.3 --integrity-mib 8 --json";
+    for place in ["--offloads ideal", "--one-host"] {
+        let child = weft(&format!("{line} {place}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{place}: {}", said(&output));
+        assert_eq!(left_behind(pid), Vec::<PathBuf>::new());
+        assert_eq!(processes_of(pid), Vec::<String>::new());
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for id in ["ping10/p50", "tcp1", "udp512", "memory", "idle"] {
+            assert!(median(&report, "docker", id) > 0.0, "{place}: {id}");
+        }
+        assert_eq!(median(&report, "docker", "integrity"), 16.0);
+    }
+}
+
+#[test]
+fn engines_end_with_the_bench_however_it_ends() {
+    use nix::sys::signal::{Signal, kill};
+    if !can_run() || !has_docker() {
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let child = weft("--subjects docker --tests ping10 --seconds 60 --offloads ideal")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let mut bench = Ended(child);
+        let wait = |what: &str, done: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !done() {
+                assert!(Instant::now() < deadline, "{what}: {:?}", processes_of(pid));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        // Each container has a group in its engine's.
+        wait("no containers", &|| {
+            let groups = left_behind(pid).into_iter();
+            let mut of_second = groups.filter(|path| path.to_string_lossy().ends_with("-c2"));
+            of_second.any(|path| directories(&path) > 0)
+        });
+        kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+        bench.0.wait().unwrap();
+        if signal == Signal::SIGKILL {
+            wait("engines live on", &|| processes_of(pid).is_empty());
+            // The next run removes what a killed one could not.
+            let next = weft("--subjects veth --tests ping10 --rounds 1 --seconds 0.2").output();
+            assert!(next.unwrap().status.success());
+        }
+        assert_eq!(left_behind(pid), Vec::<PathBuf>::new(), "{signal}");
+        assert_eq!(processes_of(pid), Vec::<String>::new(), "{signal}");
+    }
+}
+
+#[test]
+fn a_missing_engine_is_told_with_its_package() {
+    if !can_run() {
+        return;
+    }
+    let output = weft("--subjects docker").env("PATH", "/nowhere").output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let text = said(&output);
+    assert!(
+        text.contains("SKIP: docker") && text.contains("docker.io"),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_interrupted_run_cleans_up_and_says_so() {
     if !can_run() {
         return;
@@ -310,6 +433,7 @@ fn usage_errors_are_told_before_anything_is_made() {
     let lines = [
         ("--subjects fast", "tun-tap"),
         ("--one-host --subjects weft,veth", "veth"),
+        ("--ipv6-inner --subjects docker", "docker"),
     ];
     for (line, word) in lines {
         let output = weft(line).output().unwrap();

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::baseline;
 use super::interrupt::{self, Interrupted};
 use super::machine::Facts;
 use super::measure::{Settings, Tool};
@@ -18,6 +17,7 @@ use super::run::{self, Payload, Plan};
 use super::subject::Kind;
 use super::topology::{Shape, remove_leftovers};
 use super::traffic::{Traffic, traffic_main};
+use super::{baseline, enclosed};
 use super::{render, svg};
 
 /// Measure throughput and latency of tunnels between two hosts in network namespaces.
@@ -37,8 +37,9 @@ pub struct BenchArgs {
     #[command(subcommand)]
     helper: Option<HelperCommand>,
 
-    /// Tunnels to compare: weft, kernel, kernel+nf, ovs, tun-tap, veth
-    /// [default: weft,kernel,ovs,tun-tap,veth; with --quick or --one-host: weft,kernel]
+    /// Tunnels to compare: weft, kernel, kernel+nf, ovs, docker, tun-tap, veth
+    /// [default: weft,kernel,ovs,tun-tap,veth, and docker where it is installed, as far as they fit the other
+    /// options; with --quick: weft,kernel]
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<Kind>,
 
@@ -47,8 +48,8 @@ pub struct BenchArgs {
     baseline: Option<Kind>,
 
     /// Tests: tcp<streams>[-<congestion control>], udp<bytes>, rr[<ms>], tcprr[<ms>], ping<ms>,
-    /// loaded, idle, integrity; all that fit this kernel if not given. With any tcp or udp test, weft and the
-    /// kernel begin with integrity
+    /// loaded, idle, integrity; all that fit this kernel if not given. With any tcp or udp test, weft, the
+    /// kernel and docker begin with integrity
     #[arg(long, value_delimiter = ',')]
     tests: Vec<Test>,
 
@@ -66,7 +67,7 @@ pub struct BenchArgs {
     offloads: Vec<Profile>,
 
     /// Put both workloads on the same host, so that nothing crosses the underlay: weft's own switching
-    /// beside the kernel's bridge. For weft, kernel and kernel+nf
+    /// beside the kernel's bridge. For weft, kernel, kernel+nf and docker
     #[arg(long)]
     one_host: bool,
 
@@ -94,7 +95,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 512)]
     integrity_mib: u64,
 
-    /// Measure throughput of weft and the kernel without verifying payload first
+    /// Measure throughput without verifying payload first
     #[arg(long)]
     no_integrity: bool,
 
@@ -127,13 +128,21 @@ pub struct BenchArgs {
     helper_exe: Option<PathBuf>,
 }
 
-const DEFAULT_SUBJECTS: [Kind; 5] = [
-    Kind::Weft,
-    Kind::Kernel,
-    Kind::Ovs,
-    Kind::TunTap,
-    Kind::Veth,
-];
+/// What takes part unless told otherwise. Of those that are missing here, all but Docker are named in the report:
+/// an engine is too much to install for a figure beside.
+fn default_subjects(shape: &Shape) -> Vec<Kind> {
+    let mut subjects = vec![
+        Kind::Weft,
+        Kind::Kernel,
+        Kind::Ovs,
+        Kind::Docker,
+        Kind::TunTap,
+        Kind::Veth,
+    ];
+    let docker = Kind::Docker.missing().is_none();
+    subjects.retain(|&kind| kind.unfit(shape).is_none() && (kind != Kind::Docker || docker));
+    subjects
+}
 
 /// Parts of the bench that run as processes of their own.
 #[derive(Clone, Debug, Subcommand)]
@@ -153,6 +162,15 @@ enum HelperCommand {
         /// Program and arguments
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
         program: Vec<String>,
+    },
+    /// Run a script in a network namespace, with mounts, host name and process ids of its own
+    #[command(hide = true)]
+    Enclose {
+        /// Name of the namespace
+        #[arg(long)]
+        netns: String,
+        /// Lines for the shell
+        script: String,
     },
 }
 
@@ -218,23 +236,31 @@ fn contradiction(args: &BenchArgs) -> Option<String> {
     let crossing = args
         .offloads
         .iter()
-        .find(|&&profile| profile != Profile::Ideal);
-    if args.one_host && crossing.is_some() {
+        .any(|profile| *profile != Profile::Ideal);
+    if args.one_host && crossing {
         return Some("--one-host: nothing crosses the underlay, leave --offloads out".to_owned());
     }
     let mut chosen = args.subjects.iter().chain(&args.baseline);
-    chosen.find_map(|kind| {
-        let why = kind.unfit_for_one_host().filter(|_| args.one_host)?;
-        Some(format!(
-            "--one-host: {kind} {why}; leave one of the two out"
-        ))
-    })
+    let shape = shape(args);
+    chosen.find_map(|kind| Some(format!("{kind} {}", kind.unfit(&shape)?)))
+}
+
+fn shape(args: &BenchArgs) -> Shape {
+    Shape {
+        mtu: args.mtu,
+        inner_ipv6: args.ipv6_inner,
+        underlay_ipv6: args.ipv6_underlay,
+        one_host: args.one_host,
+    }
 }
 
 fn run_helper(helper: HelperCommand) -> anyhow::Result<()> {
     match helper {
         HelperCommand::Traffic(program) => traffic_main(program),
         HelperCommand::NaiveTunnel(args) => baseline::run(&args),
+        HelperCommand::Enclose { netns, script } => {
+            match enclosed::exec_enclosed(&netns, &script)? {}
+        }
         HelperCommand::Exec { netns, program } => {
             match process::exec_in_netns(&netns, &program)? {}
         }
@@ -243,10 +269,11 @@ fn run_helper(helper: HelperCommand) -> anyhow::Result<()> {
 
 fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
     let quick = args.quick;
-    let mut subjects = match (args.subjects.is_empty(), quick || args.one_host) {
+    let shape = shape(args);
+    let mut subjects = match (args.subjects.is_empty(), quick) {
         (false, _) => args.subjects.clone(),
         (true, true) => vec![Kind::Weft, Kind::Kernel],
-        (true, false) => DEFAULT_SUBJECTS.to_vec(),
+        (true, false) => default_subjects(&shape),
     };
     let baseline = args.baseline.unwrap_or_else(|| {
         if subjects.contains(&Kind::Kernel) {
@@ -287,12 +314,7 @@ fn plan(args: &BenchArgs) -> anyhow::Result<Plan> {
         payload,
         rounds: if quick { 1 } else { args.rounds.into() },
         profiles,
-        shape: Shape {
-            mtu: args.mtu,
-            inner_ipv6: args.ipv6_inner,
-            underlay_ipv6: args.ipv6_underlay,
-            one_host: args.one_host,
-        },
+        shape,
         settings: Settings {
             seconds: if quick {
                 args.seconds.min(1.0)
@@ -415,7 +437,8 @@ mod tests {
     #[test]
     fn on_one_host_there_is_no_tunnel_and_no_underlay() {
         let plan = plan(&parse("--one-host").unwrap()).unwrap();
-        assert_eq!(plan.subjects, [Kind::Kernel, Kind::Weft]);
+        assert_eq!(plan.subjects[..2], [Kind::Kernel, Kind::Weft]);
+        assert!(plan.subjects[2..].iter().all(|&kind| kind == Kind::Docker));
         assert_eq!(plan.profiles, [Profile::Ideal]);
         let refused = |line: &str| contradiction(&parse(line).unwrap());
         assert_eq!(refused("--one-host"), None);
@@ -425,11 +448,17 @@ mod tests {
             ("--one-host --subjects ovs", "ovs"),
             ("--one-host --baseline veth", "veth"),
             ("--one-host --offloads ideal,none", "--offloads"),
+            ("--ipv6-inner --subjects weft,docker", "docker"),
+            ("--ipv6-underlay --subjects weft,docker", "docker"),
         ] {
             let said = refused(line).expect(line);
             assert!(said.contains(word), "{line}: {said}");
         }
-        assert_eq!(refused("--subjects ovs,tun-tap,veth"), None);
+        assert_eq!(refused("--subjects ovs,docker,tun-tap,veth"), None);
+        let ipv6 = super::plan(&parse("--ipv6-inner").unwrap())
+            .unwrap()
+            .subjects;
+        assert!(!ipv6.contains(&Kind::Docker) && ipv6.contains(&Kind::Ovs));
     }
 
     #[test]

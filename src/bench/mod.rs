@@ -7,7 +7,9 @@
 //! `docs/perf.md` says how to use it and what the figures can and cannot tell.
 
 pub mod baseline;
+pub mod cgroup;
 pub mod cli;
+pub mod enclosed;
 pub mod interrupt;
 pub mod machine;
 pub mod measure;

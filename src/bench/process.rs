@@ -1,7 +1,7 @@
 //! Programs the bench starts: tools that run to their end, daemons that live as long as their
 //! guard, and helpers of this same binary that answer with lines of JSON.
 //!
-//! Everything long-lived is started through `weft bench exec`, which asks the kernel to end the
+//! Everything long-lived is started through `weft bench exec` or `enclose`, which asks the kernel to end the
 //! program together with the bench, so that even a killed bench leaves no process behind.
 
 use std::fs::File;
@@ -18,6 +18,7 @@ use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
+use super::enclosed::Enclosed;
 use super::interrupt;
 
 /// Runs a tool given as one line split at blanks, and returns what it printed.
@@ -115,19 +116,26 @@ impl Launcher {
         envs: &[(&str, &Path)],
         log: &Path,
     ) -> anyhow::Result<Daemon> {
-        interrupt::check()?;
-        let out = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let mut command = self.command(netns, Path::new(program));
         command.args(args).envs(envs.iter().copied());
-        command.stdout(out.try_clone()?).stderr(out);
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {program}"))?;
-        Ok(Daemon {
-            child,
-            label: program.to_owned(),
-            log: log.to_owned(),
-        })
+        Daemon::spawn(command, program, log)
+    }
+
+    /// Starts a shell's `script` in `netns` as on a machine of its own; what it prints goes to the file `log`.
+    ///
+    /// # Errors
+    /// As [`Self::daemon`].
+    pub fn enclosed(
+        &self,
+        netns: &str,
+        label: &str,
+        script: &str,
+        log: &Path,
+    ) -> anyhow::Result<Enclosed> {
+        let mut command = Command::new(&self.exe);
+        command.args(["bench", "enclose", "--netns", netns, "--", script]);
+        command.stdin(Stdio::null()).process_group(0);
+        Daemon::spawn(command, label, log).map(Enclosed::new)
     }
 
     /// Starts `weft bench <args>` in `netns`, reading its lines.
@@ -178,6 +186,22 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Starts `command`, known as `label`; what it prints goes to the file `log`.
+    ///
+    /// # Errors
+    /// When the log cannot be made or the program not be started.
+    pub fn spawn(mut command: Command, label: &str, log: &Path) -> anyhow::Result<Self> {
+        interrupt::check()?;
+        let out = File::create(log).with_context(|| format!("create {}", log.display()))?;
+        command.stdout(out.try_clone()?).stderr(out);
+        let child = command.spawn().with_context(|| format!("start {label}"))?;
+        Ok(Self {
+            child,
+            label: label.to_owned(),
+            log: log.to_owned(),
+        })
+    }
+
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -222,6 +246,18 @@ impl Daemon {
         }
         Ok(())
     }
+
+    /// Waits for its end, also after an interrupt; false when `limit` passed first.
+    pub fn wait_end(&mut self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while !matches!(self.child.try_wait(), Ok(Some(_))) {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
 }
 
 impl Drop for Daemon {
@@ -231,12 +267,8 @@ impl Drop for Daemon {
         }
         let pid = Pid::from_raw(self.child.id() as i32);
         let _ = kill(pid, Signal::SIGTERM);
-        let end = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < end {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        if self.wait_end(Duration::from_secs(2)) {
+            return;
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -315,17 +347,24 @@ impl Helper {
 /// # Errors
 /// Always, as success does not return.
 pub fn exec_in_netns(netns: &str, program: &[String]) -> anyhow::Result<std::convert::Infallible> {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns]).args(program);
+    exec_with_bench(command).with_context(|| format!("run {program:?} in netns {netns}"))
+}
+
+/// Becomes `command`, which then ends with the bench. Returns only on failure.
+///
+/// # Errors
+/// Always, as success does not return.
+pub fn exec_with_bench(mut command: Command) -> anyhow::Result<std::convert::Infallible> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("ask to end with the bench")?;
     // The bench blocks the signals it waits for, and a mask outlives exec: the program would not hear
     // SIGTERM.
     SigSet::empty()
         .thread_set_mask()
         .context("let signals through")?;
-    let failure = Command::new("ip")
-        .args(["netns", "exec", netns])
-        .args(program)
-        .exec();
-    Err(failure).with_context(|| format!("run {program:?} in netns {netns}"))
+    let failure = command.exec();
+    Err(failure).with_context(|| format!("start {}", command.get_program().display()))
 }
 
 /// Processor time of a process so far, with all its threads. `None` when the process is gone.

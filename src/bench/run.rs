@@ -58,6 +58,7 @@ pub enum Payload {
 pub fn run(mut plan: Plan, launcher: &Launcher) -> anyhow::Result<Report> {
     let facts = Facts::read();
     let skipped = leave_out_missing(&mut plan.subjects);
+    anyhow::ensure!(!plan.subjects.is_empty(), "no subject is left to measure");
     let background = background_share()?;
     let (started, cpu) = (Instant::now(), CpuTime::now());
     let mut tables = Vec::new();

@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Context;
 
+use super::cgroup;
 use super::offload::Profile;
-use super::process::{tool, unguarded_tool};
+use super::process::{self, tool, unguarded_tool};
 
 /// What all topologies of a run have in common.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +87,17 @@ impl Netns {
     /// Runs a tool inside.
     pub fn tool(&self, line: &str) -> anyhow::Result<String> {
         tool(&format!("ip netns exec {} {line}", self.0))
+    }
+
+    /// Gives its name to another namespace, the one that `file` stands for. The one made for it goes.
+    ///
+    /// # Errors
+    /// When `file` stands for none.
+    pub fn rename_to(&self, file: &Path) -> anyhow::Result<()> {
+        tool(&format!("ip netns del {}", self.0))?;
+        let name = self.path();
+        std::fs::File::create(&name).with_context(|| format!("create {}", name.display()))?;
+        process::output_of("mount".as_ref(), &["--bind".as_ref(), file, &name]).map(drop)
     }
 
     /// Sets sysctls, `key=value` each.
@@ -178,6 +190,12 @@ pub const VNI: u32 = 4097;
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 impl Topology {
+    /// The name all things of this topology begin with, for those made elsewhere.
+    pub fn name(&self) -> String {
+        let name = self.scratch.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Makes namespaces and underlay, and applies the offload profile to both underlay ends.
     ///
     /// # Errors
@@ -321,30 +339,46 @@ fn set_bridge_netfilter(host: &Netns, on: bool) -> anyhow::Result<()> {
     host.sysctl(&settings.join(" ")).map(drop)
 }
 
-/// Removes namespaces and directories of runs whose process no longer exists: a killed bench runs
-/// no guards. Returns what was removed.
+/// Removes namespaces, directories and control groups of runs whose process no longer exists: a killed bench
+/// runs no guards. Returns what was removed.
 pub fn remove_leftovers() -> Vec<String> {
     let mut removed = Vec::new();
-    for (place, is_netns) in [
-        (PathBuf::from("/run/netns"), true),
-        (std::env::temp_dir(), false),
-    ] {
+    let mut places: Vec<(PathBuf, Remove)> = vec![
+        (PathBuf::from("/run/netns"), remove_netns),
+        (std::env::temp_dir(), remove_directory),
+    ];
+    for hierarchy in cgroup::hierarchies() {
+        places.push((hierarchy, remove_cgroup));
+    }
+    for (place, remove) in places {
         let entries = std::fs::read_dir(&place).into_iter().flatten().flatten();
         for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
             if owner(&name).is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
                 continue;
             }
-            let gone = if is_netns {
-                unguarded_tool(&format!("ip netns del {name}")).is_ok()
-            } else {
-                std::fs::remove_dir_all(place.join(&name)).is_ok()
-            };
-            if gone {
+            // A group has its name in every hierarchy.
+            if remove(&place.join(&name)) && !removed.contains(&name) {
                 removed.push(name);
             }
         }
     }
     removed
+}
+
+/// Removes something by its path; false when it could not.
+type Remove = fn(&Path) -> bool;
+
+fn remove_netns(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    unguarded_tool(&format!("ip netns del {name}")).is_ok()
+}
+
+fn remove_directory(path: &Path) -> bool {
+    std::fs::remove_dir_all(path).is_ok()
+}
+
+fn remove_cgroup(path: &Path) -> bool {
+    cgroup::remove(path).is_ok()
 }
 
 /// Process id in a name such as `weft-bench-1234-0-h1`; `None` for names that are not ours.

@@ -5,8 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::process::{Launcher, installed};
-use super::topology::Topology;
+use super::topology::{Shape, Topology};
 
+mod docker;
 mod kernel;
 mod naive;
 mod ovs;
@@ -23,6 +24,8 @@ pub enum Kind {
     KernelNetfilter,
     /// Open vSwitch's userspace datapath.
     Ovs,
+    /// The overlay of Docker's own engines.
+    Docker,
     /// The naive loop over the `tun-tap` crate.
     TunTap,
     /// No tunnel: the underlay bridged to the workloads.
@@ -47,11 +50,12 @@ pub trait Running {
 
 impl Kind {
     /// All, in the order of the help text.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Weft,
         Self::Kernel,
         Self::KernelNetfilter,
         Self::Ovs,
+        Self::Docker,
         Self::TunTap,
         Self::Veth,
     ];
@@ -63,6 +67,7 @@ impl Kind {
             Self::Kernel => "kernel",
             Self::KernelNetfilter => "kernel+nf",
             Self::Ovs => "ovs",
+            Self::Docker => "docker",
             Self::TunTap => "tun-tap",
             Self::Veth => "veth",
         }
@@ -71,7 +76,10 @@ impl Kind {
     /// Whether its throughput is believed only after the integrity test. The others are scale marks, some of
     /// them slow enough to make that test last longer than the rest.
     pub fn verified_first(self) -> bool {
-        matches!(self, Self::Weft | Self::Kernel | Self::KernelNetfilter)
+        matches!(
+            self,
+            Self::Weft | Self::Kernel | Self::KernelNetfilter | Self::Docker
+        )
     }
 
     /// Why this machine cannot run it, with what to do; `None` when it can.
@@ -79,6 +87,12 @@ impl Kind {
         match self {
             Self::Ovs if !installed("ovs-vswitchd") => {
                 Some("Open vSwitch is not installed (apt install openvswitch-switch)".to_owned())
+            }
+            Self::Docker if !(installed("dockerd") && installed("docker")) => {
+                Some("Docker is not installed (apt install docker.io)".to_owned())
+            }
+            Self::Docker if !(installed("nsenter") && installed("unshare")) => {
+                Some("nsenter and unshare are not installed (apt install util-linux)".to_owned())
             }
             Self::KernelNetfilter if !std::path::Path::new("/proc/sys/net/bridge").exists() => {
                 Some("br_netfilter is not loaded (modprobe br_netfilter)".to_owned())
@@ -90,12 +104,22 @@ impl Kind {
         }
     }
 
-    /// Why it cannot join workloads on one host; `None` when it can.
-    pub fn unfit_for_one_host(self) -> Option<&'static str> {
+    /// Why it cannot join workloads of this shape, as the end of a sentence; `None` when it can.
+    pub fn unfit(self, shape: &Shape) -> Option<&'static str> {
         match self {
-            Self::Weft | Self::Kernel | Self::KernelNetfilter => None,
-            Self::Ovs | Self::TunTap => Some("is set up between two hosts only"),
-            Self::Veth => Some("without an underlay between them is what `kernel` is"),
+            Self::Ovs | Self::TunTap if shape.one_host => {
+                Some("is set up between two hosts only: leave it or --one-host out")
+            }
+            Self::Veth if shape.one_host => {
+                Some("on one host is what kernel is: leave it or --one-host out")
+            }
+            Self::Docker if shape.inner_ipv6 => {
+                Some("carries no IPv6 on a swarm's networks: leave it or --ipv6-inner out")
+            }
+            Self::Docker if shape.underlay_ipv6 => {
+                Some("has no overlay over IPv6: leave it or --ipv6-underlay out")
+            }
+            _ => None,
         }
     }
 
@@ -114,6 +138,7 @@ impl Kind {
             Self::Kernel => Box::new(kernel::start(topology, false)?),
             Self::KernelNetfilter => Box::new(kernel::start(topology, true)?),
             Self::Ovs => Box::new(ovs::start(topology, launcher)?),
+            Self::Docker => Box::new(docker::start(topology, launcher)?),
             Self::TunTap => Box::new(naive::start(topology, launcher)?),
             Self::Veth => Box::new(kernel::start_without_tunnel(topology)?),
         })
