@@ -1,16 +1,21 @@
 //! The loop of a worker without a kernel: `cargo bench --bench worker`. Frames are replayed into it and what it
 //! sends goes nowhere, so this is what parsing, deciding, segmenting and merging cost, and how that scales from
 //! one thread to two with a worker each and the same tables.
+//!
+//! With `-- --against PROGRAM` it is compared, in alternating rounds, with another build of itself: the one with
+//! `--features unchecked-bench`, to see what the safety checks cost.
 
 #[path = "common/cases.rs"]
 mod cases;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use cases::{CASES, Case, Loop};
+use weft::dataplane::checks;
 use weft::sys::affinity::{allowed_cpus, pin_this_thread};
 use weft::tables::Tables;
 use weft::wire::checksum;
@@ -20,9 +25,22 @@ const SCALING_BAR: f64 = 1.8;
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(150);
 const WARM_UP: Duration = Duration::from_millis(10);
+/// What a datagram of 64 bytes costs from one workload to the other, of all processors together: docs/perf.md.
+const WHOLE_FRAME_NS: f64 = 3500.0;
 
-fn main() {
-    scaling();
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["--once"] => once(),
+        ["--against", other] | ["--against", other, "--bench"] => against(other),
+        [] | ["--bench"] => scaling(),
+        _ => {
+            eprintln!("usage: cargo bench --bench worker [-- --against PROGRAM]");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -153,4 +171,60 @@ fn tell_scaling(name: &str, frame_len: f64, measure: impl Fn(usize, usize) -> f6
         spread(&mut scale, 2)
     );
     median(&mut scale)
+}
+
+/// One round of each case on one thread, for a program that compares: nanoseconds per frame, a line each.
+fn once() {
+    let (_writer, tables) = common::replay::tables();
+    for case in &CASES {
+        println!("{}", 1.0 / case_rate(case, &tables, 1, 0));
+    }
+}
+
+fn round_of(program: &str) -> Vec<f64> {
+    let output = Command::new(program)
+        .arg("--once")
+        .output()
+        .expect("the program starts");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("numbers");
+    let costs = text.lines().map(|line| line.parse().expect("a number"));
+    costs.collect()
+}
+
+/// What this build costs more than another one of the same sources.
+fn against(other: &str) {
+    let this = std::env::current_exe().expect("it runs");
+    let this = this.to_str().expect("a path of text");
+    if !checks::ENFORCED {
+        eprintln!("this build is the one without checks: start the other with `--against`");
+        return;
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(round_of(this));
+        theirs.push(round_of(other));
+    }
+    println!(
+        "{:<18} {:>20} {:>20} {:>24} {:>22}",
+        "safety checks", "with, ns/frame", "without, ns/frame", "cost, ns", "of a whole frame"
+    );
+    for (index, case) in CASES.iter().enumerate() {
+        let column = |rounds: &[Vec<f64>]| rounds.iter().map(|r| r[index]).collect::<Vec<f64>>();
+        let (mut with, mut without) = (column(&ours), column(&theirs));
+        let texts = (spread(&mut with, 1), spread(&mut without, 1));
+        let cost = median(&mut with) - median(&mut without);
+        let share = cost / median(&mut with) * 100.0;
+        println!(
+            "{:<18} {:>20} {:>20} {:>24} {:>22}",
+            case.name,
+            texts.0,
+            texts.1,
+            format!("{cost:.1} ({share:.0} % of the loop)"),
+            format!(
+                "{:.2} % of {WHOLE_FRAME_NS} ns",
+                cost / WHOLE_FRAME_NS * 100.0
+            ),
+        );
+    }
 }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
+use weft::dataplane::checks;
 use weft::dataplane::counters::Counters;
 use weft::tables::{SegmentIndex, Tables};
 
@@ -164,6 +165,9 @@ impl Loop {
 
     /// Whether every frame went where it should.
     pub fn check(&self) {
+        if !checks::ENFORCED {
+            return; // nothing is counted then
+        }
         let seen = self.counters.snapshot();
         seen.check_conservation().expect("frames are conserved");
         let passed = if self.encap {
