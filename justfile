@@ -15,7 +15,7 @@ netns *scripts:
     cargo build --release
     for script in {{ if scripts == "" { "netns-scripts/[0-9]*.sh" } else { scripts } }}; do sudo "$script" target/release/weft || exit 1; done
 
-# Microbenchmarks, or one of them: wire, tables, offload, two_nodes
+# Microbenchmarks, or one of them: wire, tables, offload, worker, two_nodes, instructions
 bench group="":
     cargo bench {{ if group == "" { "" } else { "--bench " + group } }}
 

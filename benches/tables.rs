@@ -5,6 +5,14 @@
 //! checked before the benches and told on stderr. The bar is about many lookups in flight, as a
 //! worker does for a batch of frames (`lookup/fdb`); `lookup/fdb_dependent` shows one at a time, where
 //! each waits for the one before.
+//!
+//! What a large cluster costs is told there too ([`scale`]), with bars for updates, for new snapshots and for
+//! forwarding while 10,000 endpoints change per second: alone by `cargo bench --bench tables -- --scale`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "tables/scale.rs"]
+mod scale;
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
@@ -28,6 +36,10 @@ const LOOKUP_LIMIT_NS: f64 = 20.0;
 const SEGMENT: SegmentIndex = SegmentIndex(0);
 
 fn main() {
+    scale::tell();
+    if std::env::args().any(|arg| arg == "--scale") {
+        return;
+    }
     tell_lookup_bar();
     tell_memory();
     divan::main();

@@ -4,59 +4,23 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::net::Ipv4Addr;
-
-use common::dataplane::{Pair, eth_ipv4_udp, fix_ipv4_checksum, mac_of};
+use common::dataplane::Pair;
+use common::replay::{HERE, Read, THERE, datagram, plain, super_frame};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use weft::dataplane::channel::Frame;
 use weft::tables::SegmentPolicy;
-use weft::wire::VnetHdr;
-use weft::wire::frame::FrameBuilder;
-
-const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
-const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 
 fn main() {
     divan::main();
 }
 
-/// A TCP super-frame of `segments` full segments.
-fn superframe(segments: usize) -> Frame {
-    let mut bytes = FrameBuilder::v4()
-        .src(mac_of(A))
-        .dst(mac_of(B))
-        .ipv4(A, B)
-        .dont_fragment()
-        .tcp(4000, 5000)
-        .payload_len(1000)
-        .partial_checksum()
-        .build();
-    let len = 54 + segments * 1398;
-    bytes.resize(len, 7);
-    let total = u16::try_from(len - 14).unwrap_or(0);
-    bytes[16..18].copy_from_slice(&total.to_be_bytes());
-    fix_ipv4_checksum(&mut bytes);
-    let vnet = VnetHdr {
-        flags: VnetHdr::NEEDS_CSUM,
-        gso_type: VnetHdr::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1398,
-        csum_start: 34,
-        csum_offset: 16,
-    };
+fn frame((vnet, bytes): Read) -> Frame {
     Frame {
         vnet,
         bytes,
         vlan: None,
     }
-}
-
-fn small() -> Frame {
-    let mut bytes = eth_ipv4_udp(A, B, &[1; 64]);
-    bytes[20] |= 0x40;
-    fix_ipv4_checksum(&mut bytes);
-    Frame::plain(bytes)
 }
 
 fn run(bencher: Bencher, frames: Vec<Frame>) {
@@ -77,10 +41,13 @@ fn run(bencher: Bencher, frames: Vec<Frame>) {
 
 #[divan::bench(args = [1, 44, 132])]
 fn tcp_superframe(bencher: Bencher, segments: usize) {
-    run(bencher, vec![superframe(segments)]);
+    run(bencher, vec![frame(super_frame(segments))]);
 }
 
 #[divan::bench(args = [1, 32])]
 fn udp_64(bencher: Bencher, count: usize) {
-    run(bencher, vec![small(); count]);
+    run(
+        bencher,
+        vec![frame(plain(datagram(HERE, THERE, 64))); count],
+    );
 }

@@ -6,29 +6,23 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::CachePadded;
-
-use common::dataplane::{
-    eth_ipv4_udp, eth_ipv6_udp, fix_ipv4_checksum, mac_of, record, segment_config, v6, vni,
-};
+use common::dataplane::{eth_ipv6_udp, mac_of, v6};
 use common::hosts::{self, Hosts, add_packet_uplink, ip4, ip6, mac, settled_counters};
 use common::probe::Probe;
+use common::replay::{
+    self, Fill, HERE, Message, Read, ReplayPort, ReplayUnderlay, THERE, datagram, message, plain,
+    received_tcp, super_frame,
+};
 use common::skip::skip;
 use common::traffic::{tcp_transfer, udp_transfer};
-use weft::dataplane::counters::{CounterSnapshot, Counters};
-use weft::dataplane::forwarder::{Worker, WorkerConfig};
-use weft::dataplane::io::{
-    FramePort, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
-};
-use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
+use weft::dataplane::counters::CounterSnapshot;
+use weft::tables::{SegmentIndex, SegmentPolicy};
+use weft::wire::Mac;
 use weft::wire::frame::FrameBuilder;
-use weft::wire::{Mac, VnetHdr, vxlan};
 
 struct Counting;
 
@@ -69,195 +63,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// An uplink that gives the same frames again and again and swallows what it gets.
-struct Replay {
-    frames: Vec<(VnetHdr, Vec<u8>)>,
-    left: usize,
-    got: u64,
-}
-
-impl FramePort for Replay {
-    fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        self.left -= 1;
-        let (vnet, frame) = &self.frames[self.left % self.frames.len()];
-        buf[..VnetHdr::LEN].copy_from_slice(&vnet.to_bytes());
-        buf[VnetHdr::LEN..VnetHdr::LEN + frame.len()].copy_from_slice(frame);
-        Ok(Some(ReceivedFrame {
-            len: VnetHdr::LEN + frame.len(),
-            truncated: false,
-            vlan: None,
-        }))
-    }
-
-    fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
-        self.got += pieces.len() as u64;
-        Ok(())
-    }
-
-    fn overflow(&mut self) -> u64 {
-        0
-    }
-}
-
-/// An underlay that gives the same receives again and again and swallows what it gets.
-struct Echo {
-    receives: Vec<(usize, Vec<u8>)>,
-    left: usize,
-    sent: u64,
-}
-
-impl Underlay for Echo {
-    fn recv(
-        &mut self,
-        bufs: &mut [IoSliceMut<'_>],
-        into: &mut [ReceivedDatagrams],
-    ) -> io::Result<usize> {
-        let mut count = 0;
-        for (buf, into) in bufs.iter_mut().zip(into).take(self.left) {
-            self.left -= 1;
-            let (segment_size, bytes) = &self.receives[self.left % self.receives.len()];
-            buf[..bytes.len()].copy_from_slice(bytes);
-            *into = ReceivedDatagrams {
-                len: bytes.len(),
-                segment_size: *segment_size,
-                coalesced: bytes.len() > *segment_size,
-                source: SocketAddr::from(([192, 0, 2, 2], 50000)),
-                tos: 0,
-                truncated: false,
-            };
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn send(&mut self, _transmit: &Transmit, pieces: &[IoSlice<'_>]) -> io::Result<()> {
-        self.sent += pieces.len() as u64;
-        Ok(())
-    }
-
-    fn paths(&self) -> usize {
-        16
-    }
-
-    fn send_limits(&self, _destination: SocketAddr) -> SendLimits {
-        SendLimits {
-            datagrams: 128,
-            bytes: 65_507,
-        }
-    }
-
-    fn limit_segmentation(&mut self, _datagrams: usize) {}
-
-    fn disable_segmentation(&mut self, _destination: SocketAddr, _error: &io::Error) {}
-
-    fn path_mtu(&mut self, _destination: SocketAddr) -> Option<u32> {
-        None
-    }
-
-    fn wait_writable(&mut self, _path: usize, _destination: SocketAddr) {}
-
-    fn overflow(&mut self) -> u64 {
-        0
-    }
-}
-
-const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
-const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
-
-/// A TCP super-frame of 132 segments, as a BIG TCP sender hands over.
-fn big_tcp() -> (VnetHdr, Vec<u8>) {
-    let mut frame = FrameBuilder::v4()
-        .src(weft::wire::Mac::from_ipv4(A))
-        .dst(weft::wire::Mac::from_ipv4(B))
-        .ipv4(A, B)
-        .dont_fragment()
-        .tcp(4000, 5000)
-        .payload_len(40_000)
-        .partial_checksum()
-        .build();
-    frame.resize(14 + 40 + 132 * 1398, 7);
-    frame[16..18].fill(0);
-    fix_ipv4_checksum(&mut frame);
-    let vnet = VnetHdr {
-        flags: VnetHdr::NEEDS_CSUM,
-        gso_type: VnetHdr::GSO_TCPV4,
-        hdr_len: 54,
-        gso_size: 1398,
-        csum_start: 34,
-        csum_offset: 16,
-    };
-    (vnet, frame)
-}
-
-/// What B's side would receive: 44 TCP segments in one go.
-fn received_tcp() -> (usize, Vec<u8>) {
-    let mut bytes = Vec::new();
-    for index in 0..44u32 {
-        let frame = FrameBuilder::v4()
-            .src(weft::wire::Mac::from_ipv4(B))
-            .dst(weft::wire::Mac::from_ipv4(A))
-            .ipv4(B, A)
-            .dont_fragment()
-            .tcp(5000, 4000)
-            .seq(index * 1398)
-            .payload_len(1398)
-            .build();
-        bytes.extend(vxlan::encode(vni()));
-        bytes.extend(frame);
-    }
-    (8 + 14 + 40 + 1398, bytes)
-}
-
-/// Allocations of a worker that reads 20 of `frames` and 9 of `receives` in each of 100 rounds, and its
+/// Allocations of a worker that reads 20 of `frames` and 9 of `messages` in each of 100 rounds, and its
 /// counters after these and the first three.
-fn allocations_of(
-    frames: Vec<(VnetHdr, Vec<u8>)>,
-    receives: Vec<(usize, Vec<u8>)>,
-) -> (u64, CounterSnapshot) {
-    let (mut writer, tables) = TableWriter::new(4789, 1);
-    let policy = SegmentPolicy {
-        bum_rate: 0,
-        ..SegmentPolicy::default()
-    };
-    writer
-        .add_segment(segment_config(vni().value(), policy))
-        .unwrap();
-    writer
-        .upsert_local(&record(1, [192, 0, 2, 1].into()))
-        .unwrap();
-    for other in [2, 3] {
-        let vtep = [192, 0, 2, other].into();
-        writer.upsert_remote(&record(other, vtep)).unwrap();
-    }
-    let port = Replay {
-        frames,
-        left: 0,
-        got: 0,
-    };
-    let echo = Echo {
-        receives,
-        left: 0,
-        sent: 0,
-    };
-    let counters = Arc::new(CachePadded::new(Counters::default()));
-    let mut worker = Worker::new(
-        WorkerConfig::default(),
-        tables,
-        Arc::clone(&counters),
-        echo,
-        None,
-    );
-    worker.add_port(SegmentIndex(0), port);
+fn allocations_of(frames: Vec<Read>, messages: Vec<Message>) -> (u64, CounterSnapshot) {
+    let (_writer, tables) = replay::tables();
+    let port = ReplayPort::new(frames, 20, Fill::Whole);
+    let underlay = ReplayUnderlay::new(messages, 9, Fill::Whole);
+    let (mut worker, counters) = replay::worker(tables, port, underlay);
     let mut rounds = |count: u64| {
         let before = ALLOCATIONS.with(Cell::get);
         for round in 0..count {
-            let mut port = worker.remove_port(SegmentIndex(0)).unwrap();
-            port.left = 20;
-            worker.add_port(SegmentIndex(0), port);
-            worker.underlay_mut().left = 9;
             worker.encap_burst(SegmentIndex(0), 1_000_000 * round);
             worker.decap_burst(1_000_000 * round);
         }
@@ -270,28 +85,12 @@ fn allocations_of(
     (allocations, seen)
 }
 
-/// A small UDP frame with DF set.
-fn small(from: Ipv4Addr, to: Ipv4Addr, len: usize) -> Vec<u8> {
-    let mut frame = eth_ipv4_udp(from, to, &vec![1; len]);
-    frame[20] |= 0x40;
-    fix_ipv4_checksum(&mut frame);
-    frame
-}
-
-fn tunnelled(frame: &[u8]) -> Vec<u8> {
-    [&vxlan::encode(vni())[..], frame].concat()
-}
-
 #[test]
 fn a_worker_in_the_steady_state_allocates_nothing() {
-    let frames = vec![big_tcp(), (VnetHdr::default(), small(A, B, 64))];
-    let udp = tunnelled(&small(B, A, 64));
-    let receives = vec![
-        received_tcp(),
-        (udp.len(), udp.repeat(40)),
-        (udp.len(), udp),
-    ];
-    let (allocations, seen) = allocations_of(frames, receives);
+    let frames = vec![super_frame(132), plain(datagram(HERE, THERE, 64))];
+    let udp = datagram(THERE, HERE, 64);
+    let messages = vec![received_tcp(44), message(&udp, 40), message(&udp, 1)];
+    let (allocations, seen) = allocations_of(frames, messages);
     assert_eq!(allocations, 0, "in 100 rounds");
     assert_eq!(seen.forwarded, 103 * 10 * 133, "{seen:?}");
     assert_eq!(seen.delivered, 103 * (3 * 44 + 3 * 40 + 3), "{seen:?}");
@@ -305,31 +104,30 @@ fn broadcast(mut frame: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn floods_ipv6_and_small_frames_of_mixed_sizes_allocate_nothing() {
-    let (a, b) = (mac_of(A), mac_of(B));
-    let plain = |frame| (VnetHdr::default(), frame);
+    let (a, b) = (mac_of(HERE), mac_of(THERE));
     let ipv6 = |len: usize| eth_ipv6_udp(v6(1), v6(2), a, b, &vec![6; len]);
-    let mut frames = vec![plain(broadcast(small(A, B, 90)))];
+    let mut frames = vec![plain(broadcast(datagram(HERE, THERE, 90)))];
     for len in [0, 1, 18, 64, 65, 200, 333, 700] {
-        frames.push(plain(small(A, B, len)));
+        frames.push(plain(datagram(HERE, THERE, len)));
         frames.push(plain(ipv6(len)));
     }
     let multicast = eth_ipv6_udp(v6(1), v6(2), a, Mac([0x33, 0x33, 0, 0, 0, 9]), &[6; 40]);
-    frames.extend([multicast, broadcast(small(A, B, 1)), ipv6(1)].map(plain));
+    frames.extend([multicast, broadcast(datagram(HERE, THERE, 1)), ipv6(1)].map(plain));
     assert_eq!(frames.len(), 20, "each is read once in a round");
-    let whole = |frame: Vec<u8>| (8 + frame.len(), tunnelled(&frame));
+    let whole = |frame: Vec<u8>| message(&frame, 1);
     let back = |len: usize| eth_ipv6_udp(v6(2), v6(1), b, a, &vec![6; len]);
-    let receives = vec![
-        whole(broadcast(small(B, A, 90))),
-        whole(small(B, A, 0)),
+    let messages = vec![
+        whole(broadcast(datagram(THERE, HERE, 90))),
+        whole(datagram(THERE, HERE, 0)),
         whole(back(1)),
-        whole(small(B, A, 700)),
+        whole(datagram(THERE, HERE, 700)),
         whole(back(64)),
         whole(back(64)),
-        whole(small(B, A, 65)),
+        whole(datagram(THERE, HERE, 65)),
         whole(back(333)),
-        (8 + 14 + 48 + 50, tunnelled(&back(50)).repeat(30)),
+        message(&back(50), 30),
     ];
-    let (allocations, seen) = allocations_of(frames, receives);
+    let (allocations, seen) = allocations_of(frames, messages);
     assert_eq!(allocations, 0, "in 100 rounds");
     assert_eq!((seen.forwarded, seen.flooded), (103 * 17, 103 * 3));
     assert_eq!(seen.datagrams_sent, 103 * (17 + 3 * 2), "{seen:?}");

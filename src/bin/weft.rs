@@ -12,6 +12,10 @@ enum Instruments {
 }
 
 fn main() -> ExitCode {
+    if cfg!(feature = "unchecked-bench") {
+        eprintln!("error: built with the feature `unchecked-bench`, which is for benches only");
+        return ExitCode::FAILURE;
+    }
     frontend::cli::main(std::env::args_os(), |instrument| {
         let done = match instrument {
             Instruments::Lab(args) => lab::cli::run(args),

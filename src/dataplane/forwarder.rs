@@ -30,7 +30,7 @@ use super::io::{FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, Under
 use super::merge::{Buffers, Delivery, Limits, Merger, Meta, Piece};
 use super::split::{self, Plan};
 use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
-use super::{decap, encap, too_big};
+use super::{checks, decap, encap, too_big};
 use crate::tables::fdb::Station;
 use crate::tables::{Segment, SegmentIndex, Tables, View};
 use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
@@ -836,7 +836,10 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             len: piece.len - vxlan::LEN as u32,
             ..piece
         };
-        if run.ecn != ecn::Ecn::NotEct && matches!(inner.kind, Kind::Ipv4 | Kind::Ipv6) {
+        if checks::ENFORCED
+            && run.ecn != ecn::Ecn::NotEct
+            && matches!(inner.kind, Kind::Ipv4 | Kind::Ipv6)
+        {
             let frame = self.receive.bytes_mut(piece);
             let was = ecn::Ecn::of_tos(inner.tos);
             let now = ecn::decap(was, run.ecn).map_err(|_| DropReason::EcnCongestion)?;
@@ -972,6 +975,9 @@ fn outer_tos(segment: &Segment, inner_tos: u8) -> u8 {
     } else {
         0
     };
+    if !checks::ENFORCED {
+        return dscp;
+    }
     ecn::encap(inner_tos).in_tos(dscp)
 }
 

@@ -7,6 +7,7 @@
 //! | [`split`], [`merge`] | segmentation and coalescing of inner frames, pure |
 //! | [`batch`], [`buffer`] | datagrams waiting to be sent; where bytes live |
 //! | [`verdict`], [`counters`] | every way a frame can end, and how often it did |
+//! | [`checks`] | the constant that says that frames are checked |
 //! | [`io`], [`channel`], [`linux`] | the two ends: traits, fake and real |
 //! | [`runtime`] | worker threads |
 //!
@@ -16,6 +17,7 @@ pub mod batch;
 pub mod buffer;
 pub mod bum;
 pub mod channel;
+pub mod checks;
 pub mod counters;
 pub mod decap;
 pub mod encap;

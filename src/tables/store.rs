@@ -5,7 +5,7 @@
 //! version, then the smallest endpoint id; the others take over when it leaves.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -95,6 +95,8 @@ pub struct TableWriter {
     tables: Arc<Tables>,
     port: u16,
     segments: BTreeMap<Vni, SegmentState>,
+    /// Network id → its segments, ascending.
+    networks: HashMap<String, BTreeSet<Vni>>,
     free: Vec<u16>,
     next: u16,
 }
@@ -107,6 +109,7 @@ impl TableWriter {
             tables: Arc::clone(&tables),
             port,
             segments: BTreeMap::new(),
+            networks: HashMap::new(),
             free: Vec::new(),
             next: 0,
         };
@@ -148,8 +151,9 @@ impl TableWriter {
             };
             self.tables.neigh.insert(index, *gateway, neighbour);
         }
+        let (vni, network) = (config.vni, config.network.clone());
         self.segments.insert(
-            config.vni,
+            vni,
             SegmentState {
                 config,
                 index,
@@ -160,7 +164,10 @@ impl TableWriter {
                 ip_claims: HashMap::new(),
             },
         );
-        self.publish();
+        let siblings = self.networks.entry(network).or_default();
+        siblings.insert(vni);
+        let siblings = siblings.clone();
+        self.publish(siblings);
         Ok(index)
     }
 
@@ -180,7 +187,7 @@ impl TableWriter {
             .ok_or(TableError::UnknownVni(vni))?;
         state.config.mtu = mtu;
         state.config.policy = policy;
-        self.publish();
+        self.publish([vni]);
         Ok(())
     }
 
@@ -190,7 +197,7 @@ impl TableWriter {
         let Some(state) = self.segments.remove(&vni) else {
             return false;
         };
-        self.publish();
+        self.withdraw(&state);
         for mac in state.mac_claims.keys().chain([&state.config.gateway_mac]) {
             self.tables.fdb.remove(state.index, *mac);
         }
@@ -280,7 +287,7 @@ impl TableWriter {
             self.derive(&old.record);
         }
         if members_changed {
-            self.publish();
+            self.publish([record.vni]);
         }
         Ok(Applied::Stored)
     }
@@ -322,7 +329,7 @@ impl TableWriter {
         let last_of_vtep = self.release(&entry, None);
         self.derive(&entry.record);
         if last_of_vtep {
-            self.publish();
+            self.publish([vni]);
         }
         Some(entry.record)
     }
@@ -379,7 +386,7 @@ impl TableWriter {
         explicit.sort_unstable();
         explicit.dedup();
         self.segments.get_mut(&vni).expect("checked above").explicit = explicit;
-        self.publish();
+        self.publish([vni]);
         Ok(())
     }
 
@@ -457,27 +464,48 @@ impl TableWriter {
         index
     }
 
-    /// Builds the segments anew and swaps the snapshot.
-    fn publish(&mut self) {
-        let mut new = Snapshot {
-            segments: Vec::new(),
-            ..Snapshot::clone(&self.tables.snapshot.load())
-        };
-        new.by_vni.clear();
+    /// Builds the segments of `changed` anew and swaps the snapshot, which shares the others with the one before.
+    fn publish(&self, changed: impl IntoIterator<Item = Vni>) {
+        let mut new = Snapshot::clone(&self.tables.snapshot.load());
         new.segments.resize(usize::from(self.next), None);
-        for state in self.segments.values() {
-            let siblings = self
-                .segments
-                .values()
-                .filter(|s| s.config.network == state.config.network);
-            let siblings = siblings
-                .map(|s| s.index)
-                .filter(|i| *i != state.index)
-                .collect();
-            new.by_vni.insert(state.config.vni.value(), state.index);
-            new.segments[usize::from(state.index.0)] = Some(Arc::new(state.to_segment(siblings)));
-        }
+        self.rebuild(&mut new, changed);
         self.tables.snapshot.store(Arc::new(new));
+    }
+
+    /// Takes a removed segment out of the snapshot and out of its siblings' lists.
+    fn withdraw(&mut self, gone: &SegmentState) {
+        let (vni, network) = (gone.config.vni, &gone.config.network);
+        let mut left = self.networks.remove(network).unwrap_or_default();
+        left.remove(&vni);
+        if !left.is_empty() {
+            self.networks.insert(network.clone(), left.clone());
+        }
+        let mut new = Snapshot::clone(&self.tables.snapshot.load());
+        new.by_vni.remove(&vni.value());
+        new.segments[usize::from(gone.index.0)] = None;
+        self.rebuild(&mut new, left);
+        self.tables.snapshot.store(Arc::new(new));
+    }
+
+    fn rebuild(&self, new: &mut Snapshot, changed: impl IntoIterator<Item = Vni>) {
+        for state in changed
+            .into_iter()
+            .filter_map(|vni| self.segments.get(&vni))
+        {
+            let index = state.index;
+            let segment = state.to_segment(self.siblings(state));
+            new.by_vni.insert(state.config.vni.value(), index);
+            new.segments[usize::from(index.0)] = Some(Arc::new(segment));
+        }
+    }
+
+    /// The other segments of the same network, by ascending VNI.
+    fn siblings(&self, state: &SegmentState) -> Vec<SegmentIndex> {
+        let network = self.networks.get(&state.config.network);
+        let all = network.into_iter().flatten();
+        all.filter(|vni| **vni != state.config.vni)
+            .filter_map(|vni| Some(self.segments.get(vni)?.index))
+            .collect()
     }
 }
 
@@ -755,5 +783,29 @@ mod tests {
         let snapshot = tables.snapshot();
         assert_eq!(snapshot.segment(SEGMENT).unwrap().siblings, [second]);
         assert!(snapshot.segment_by_vni(4099).unwrap().siblings.is_empty());
+    }
+    #[test]
+    fn a_removed_sibling_is_in_nobodys_list_and_others_are_shared_with_the_snapshot_before() {
+        let (mut writer, tables) = writer();
+        for (vni, network) in [(4098, "net"), (4099, "other"), (4100, "net")] {
+            writer.add_segment(config(vni, network)).unwrap();
+        }
+        let before = tables.snapshot();
+        assert!(writer.remove_segment(Vni::new(4098).unwrap()));
+        let after = tables.snapshot();
+        assert!(after.segment_by_vni(4098).is_none());
+        assert!(after.segment(SegmentIndex(1)).is_none());
+        let siblings = |vni| after.segment_by_vni(vni).unwrap().siblings.clone();
+        assert_eq!(siblings(4097), [SegmentIndex(3)]);
+        assert_eq!(siblings(4100), [SEGMENT]);
+        let [was, is] = [&before, &after].map(|s| s.segment_by_vni(4099).unwrap());
+        assert!(Arc::ptr_eq(was, is), "it has not changed");
+        assert_eq!(
+            writer.add_segment(config(4101, "other")),
+            Ok(SegmentIndex(1)),
+            "the number is free again"
+        );
+        let other = tables.snapshot().segment_by_vni(4099).unwrap().clone();
+        assert_eq!(other.siblings, [SegmentIndex(1)]);
     }
 }

@@ -6,6 +6,7 @@ pub mod dataplane;
 pub mod hosts;
 pub mod probe;
 pub mod random;
+pub mod replay;
 pub mod skip;
 pub mod traffic;
 pub mod transfer;
