@@ -28,8 +28,16 @@ use crate::sys::{SysError, affinity};
 use crate::tables::{SegmentIndex, Tables};
 use crate::wire::flow;
 
-const UDP_BUFFER_LEN: usize = 8 << 20;
-const UPLINK_BUFFER_LEN: usize = 16 << 20;
+/// What other nodes send while a worker does not run: many may send at once.
+const UDP_RECEIVE_LEN: usize = 8 << 20;
+/// What a network card has not sent yet, for each source port. More would only wait: at 1 Gbit/s this is 8 ms.
+const UDP_SEND_LEN: usize = 512 << 10;
+/// What workloads send while a worker does not run; the kernel counts twice this with its own overhead. Their TCP fills
+/// any buffer that does not drop, and all other traffic waits behind it: this much is half a millisecond's at full speed,
+/// five super-frames or a thousand small frames (docs/perf.md, "What lost", has the other sizes).
+const UPLINK_RECEIVE_LEN: usize = 512 << 10;
+/// Deliveries that a workload's stack has not taken yet.
+const UPLINK_SEND_LEN: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
 const TOKEN_WAKER: u64 = 0;
 const TOKEN_UNDERLAY: u64 = 1;
@@ -373,8 +381,8 @@ fn open_underlay(
     offloads: &Arc<UnderlayOffloads>,
 ) -> Result<LinuxUnderlay, DataplaneError> {
     let common = UdpOptions {
-        rcvbuf: UDP_BUFFER_LEN,
-        sndbuf: UDP_BUFFER_LEN,
+        rcvbuf: UDP_RECEIVE_LEN,
+        sndbuf: UDP_SEND_LEN,
         path_mtu_discovery: PathMtuDiscovery::Do,
         // An ICMP error would fail the next send, whoever that is for: one VTEP that refuses would take
         // frames from the others. Path MTUs are kept by the kernel's routes all the same.
@@ -432,8 +440,8 @@ fn open_packet_ports(
                 };
                 let options = PacketOptions {
                     fanout: (count > 1).then_some(fanout),
-                    rcvbuf: UPLINK_BUFFER_LEN,
-                    sndbuf: UPLINK_BUFFER_LEN,
+                    rcvbuf: UPLINK_RECEIVE_LEN,
+                    sndbuf: UPLINK_SEND_LEN,
                     ..PacketOptions::default()
                 };
                 PacketSocket::open(ifindex, &options)

@@ -165,14 +165,14 @@ fn send_datagrams(
     count: usize,
     came: &AtomicUsize,
 ) {
-    const WINDOW: usize = 42;
-    let per_call = match kind {
-        Datagrams::Plain(_) => 1,
-        Datagrams::Segmented(_) => 21,
+    // A plain one may be 45 fragments, and an uplink holds some 400 of those.
+    let (window, per_call) = match kind {
+        Datagrams::Plain(_) => (8, 1),
+        Datagrams::Segmented(_) => (42, 21),
     };
     for first in (0..count).step_by(per_call) {
         let start = Instant::now();
-        while first + per_call > came.load(Ordering::Relaxed) + WINDOW {
+        while first + per_call > came.load(Ordering::Relaxed) + window {
             if start.elapsed() > PATIENCE {
                 return;
             }
