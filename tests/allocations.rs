@@ -63,17 +63,24 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// Allocations of a worker that reads 20 of `frames` and 9 of `messages` in each of 100 rounds, and its
+/// Frames read in a round.
+const READS: usize = 20;
+
+/// Allocations of a worker that reads [`READS`] of `frames` and 9 of `messages` in each of 100 rounds, and its
 /// counters after these and the first three.
 fn allocations_of(frames: Vec<Read>, messages: Vec<Message>) -> (u64, CounterSnapshot) {
     let (_writer, tables) = replay::tables();
-    let port = ReplayPort::new(frames, 20, Fill::Whole);
+    let port = ReplayPort::new(frames, READS, Fill::Whole);
     let underlay = ReplayUnderlay::new(messages, 9, Fill::Whole);
     let (mut worker, counters) = replay::worker(tables, port, underlay);
     let mut rounds = |count: u64| {
         let before = ALLOCATIONS.with(Cell::get);
         for round in 0..count {
-            worker.encap_burst(SegmentIndex(0), 1_000_000 * round);
+            // More than one burst's worth of bytes.
+            let mut reads = 0;
+            while reads < READS {
+                reads += worker.encap_burst(SegmentIndex(0), 1_000_000 * round);
+            }
             worker.decap_burst(1_000_000 * round);
         }
         ALLOCATIONS.with(Cell::get) - before

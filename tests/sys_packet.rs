@@ -7,7 +7,7 @@ use std::io::{ErrorKind, IoSlice};
 
 use sys_support::{Lab, ethernet, eventually, recv_frame, send_frame, udp_frame};
 use weft::sys::packet::{
-    Fanout, FanoutKind, PacketOptions, PacketSocket, VNET_HEADER_LEN, VlanTag,
+    Fanout, FanoutKind, PacketOptions, PacketSocket, Take, VNET_HEADER_LEN, VlanTag,
 };
 use weft::wire::vnet::VnetHdr;
 
@@ -312,6 +312,65 @@ fn a_fanout_group_shares_frames_by_flow_and_none_twice() {
         other.len()
     );
     assert!(one.is_disjoint(&other), "a flow on two members");
+}
+
+#[test]
+fn each_frame_goes_to_the_socket_for_tcp_or_to_the_one_for_the_rest() {
+    let frame = |ethertype: u16, len: usize, at: usize, protocol: u8| {
+        let mut frame = ethernet(len - 14);
+        frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        if at < len {
+            frame[at] = protocol;
+        }
+        frame
+    };
+    let tcp = [
+        frame(0x0800, 60, 23, 6),
+        frame(0x0800, 24, 23, 6),
+        frame(0x86dd, 80, 20, 6),
+    ];
+    let rest = [
+        frame(0x0800, 60, 23, 17),
+        frame(0x86dd, 80, 20, 17),
+        // A hop-by-hop header comes first.
+        frame(0x86dd, 80, 20, 0),
+        frame(0x0806, 42, 23, 6),
+        // Too short to tell.
+        frame(0x0800, 23, 23, 6),
+        frame(0x86dd, 21, 20, 6),
+        frame(0x0800, 15, 23, 6),
+    ];
+    let group = |group| {
+        Some(Fanout {
+            group,
+            kind: FanoutKind::Hash,
+        })
+    };
+    for (for_tcp, for_rest) in [(None, None), (group(1), group(2))] {
+        let lab = Lab::new(false);
+        lab.veth("va", "vb");
+        let sender = lab.packet("va", &PacketOptions::default());
+        let receivers =
+            [(Take::Tcp, for_tcp), (Take::AllButTcp, for_rest)].map(|(take, fanout)| {
+                let options = PacketOptions {
+                    take,
+                    fanout,
+                    ..PacketOptions::default()
+                };
+                lab.packet("vb", &options)
+            });
+        let mut buf = vec![0; BUF];
+        for (receiver, frames) in receivers.iter().zip([&tcp[..], &rest[..]]) {
+            for frame in frames {
+                send_frame(&sender, frame).unwrap();
+                let meta = recv_frame(receiver, &mut buf);
+                assert_eq!(&buf[VNET_HEADER_LEN..meta.len], frame, "{for_tcp:?}");
+            }
+        }
+        for receiver in &receivers {
+            assert!(receiver.recv(&mut buf).unwrap().is_none());
+        }
+    }
 }
 
 #[test]

@@ -2,7 +2,12 @@
 //!
 //! A group stays when its processes have ended, and holds groups of its own.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Patience with a group whose processes have been killed.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
 
 /// A group named by the bench, wherever something made it; dropping this removes it.
 #[derive(Debug)]
@@ -47,9 +52,16 @@ pub fn remove(group: &Path) -> std::io::Result<()> {
     for below in directories(group) {
         remove(&below)?;
     }
-    match std::fs::remove_dir(group) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let end = Instant::now() + BUSY_LIMIT;
+    loop {
+        match std::fs::remove_dir(group) {
+            // Processes that were killed count until somebody has asked how they ended.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use super::batch::{self, Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
 use super::bum::TokenBucket;
 use super::counters::Counters;
-use super::io::{FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, Underlay};
+use super::io::{FramePort, Lane, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, Underlay};
 use super::merge::{Buffers, Delivery, Limits, Merger, Meta, Piece};
 use super::split::{self, Plan};
 use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
@@ -69,8 +69,8 @@ impl Default for WorkerConfig {
             merge_flows: 8,
             receive_buffers: 160,
             encap_budget: 64,
-            encap_budget_len: 2 << 20,
-            decap_budget: 32,
+            encap_budget_len: 256 << 10,
+            decap_budget: 12,
             icmp_rate: 100,
             icmp_flow_rate: 10,
         }
@@ -202,6 +202,14 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     }
 
     // ----- out ---------------------------------------------------------------------------------
+
+    /// Makes the next bursts of an uplink read this lane.
+    #[inline]
+    pub fn select_lane(&mut self, segment: SegmentIndex, lane: Lane) {
+        if let Some(Some(port)) = self.ports.get_mut(usize::from(segment.0)) {
+            port.io.select(lane);
+        }
+    }
 
     /// Reads up to a budget of frames from one uplink and sends them. Returns how many were read.
     pub fn encap_burst(&mut self, segment: SegmentIndex, now_ns: u64) -> usize {

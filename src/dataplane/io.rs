@@ -35,6 +35,20 @@ pub trait FramePort {
 
     /// Frames the kernel dropped since the last call because nobody read them in time.
     fn overflow(&mut self) -> u64;
+
+    /// Reads come from this lane from now on. An uplink may have one for bulk and one for what must not wait behind
+    /// it; all frames of a flow use the same.
+    fn select(&mut self, _lane: Lane) {}
+}
+
+/// A queue of an uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lane {
+    /// All that is not TCP; everything, where there is one lane.
+    #[default]
+    Rest,
+    /// TCP.
+    Tcp,
 }
 
 /// Datagrams received as one message: `len` bytes of equal datagrams of `segment_size` bytes, the last

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::io::{
-    FramePort, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
+    FramePort, Lane, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
 };
 use crate::sys::packet::PacketSocket;
 use crate::sys::poll;
@@ -20,18 +20,30 @@ use crate::sys::udp::{self, BatchReceiver, Destination, RecvMeta, UdpSocket};
 /// An uplink of this kernel.
 #[derive(Debug)]
 pub enum LinuxPort {
-    /// A packet socket on the held end of the uplink veth.
-    Packet(PacketSocket),
+    /// Packet sockets on the held end of the uplink veth, one per lane.
+    Packet {
+        /// Takes TCP.
+        tcp: PacketSocket,
+        /// Takes the rest, and sends.
+        rest: PacketSocket,
+        /// The lane that is read.
+        lane: Lane,
+    },
     /// One queue of a TAP.
     Tap(Tap),
 }
 
-impl AsFd for LinuxPort {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            LinuxPort::Packet(socket) => socket.as_fd(),
-            LinuxPort::Tap(tap) => tap.as_fd(),
-        }
+impl LinuxPort {
+    /// What to wait for, and the lane to read then.
+    pub fn lanes(&self) -> impl Iterator<Item = (Lane, BorrowedFd<'_>)> {
+        let lanes = match self {
+            LinuxPort::Packet { tcp, rest, .. } => [
+                Some((Lane::Rest, rest.as_fd())),
+                Some((Lane::Tcp, tcp.as_fd())),
+            ],
+            LinuxPort::Tap(tap) => [Some((Lane::Rest, tap.as_fd())), None],
+        };
+        lanes.into_iter().flatten()
     }
 }
 
@@ -39,11 +51,17 @@ impl FramePort for LinuxPort {
     #[inline]
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>> {
         match self {
-            LinuxPort::Packet(socket) => Ok(socket.recv(buf)?.map(|meta| ReceivedFrame {
-                len: meta.len,
-                truncated: meta.truncated,
-                vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
-            })),
+            LinuxPort::Packet { tcp, rest, lane } => {
+                let socket = match lane {
+                    Lane::Rest => rest,
+                    Lane::Tcp => tcp,
+                };
+                Ok(socket.recv(buf)?.map(|meta| ReceivedFrame {
+                    len: meta.len,
+                    truncated: meta.truncated,
+                    vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
+                }))
+            }
             LinuxPort::Tap(tap) => Ok(tap.recv(buf)?.map(|meta| ReceivedFrame {
                 len: meta.len,
                 truncated: meta.truncated,
@@ -55,16 +73,26 @@ impl FramePort for LinuxPort {
     #[inline]
     fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         match self {
-            LinuxPort::Packet(socket) => socket.send(pieces),
+            LinuxPort::Packet { rest, .. } => rest.send(pieces),
             LinuxPort::Tap(tap) => tap.send(pieces),
         }
     }
 
     fn overflow(&mut self) -> u64 {
         match self {
-            LinuxPort::Packet(socket) => socket.statistics().map_or(0, |s| s.drops),
+            LinuxPort::Packet { tcp, rest, .. } => {
+                let drops = [tcp, rest].map(|socket| socket.statistics().map_or(0, |s| s.drops));
+                drops.iter().sum()
+            }
             // A TAP pushes back on the bridge, whose drops are the link's own statistics.
             LinuxPort::Tap(_) => 0,
+        }
+    }
+
+    #[inline]
+    fn select(&mut self, lane: Lane) {
+        if let LinuxPort::Packet { lane: selected, .. } = self {
+            *selected = lane;
         }
     }
 }

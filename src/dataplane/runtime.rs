@@ -17,10 +17,11 @@ use crossbeam_utils::CachePadded;
 
 use super::counters::{CounterSnapshot, Counters};
 use super::forwarder::{LearnEvent, Worker, WorkerConfig};
+use super::io::Lane;
 use super::linux::{LinuxPort, LinuxUnderlay, UnderlayOffloads};
 use crate::sys::clock::now_ns;
 use crate::sys::netns::Netns;
-use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket};
+use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket, Take};
 use crate::sys::poll::{Poller, Waker};
 use crate::sys::tap::Tap;
 use crate::sys::udp::{self, PathMtuDiscovery, UdpOptions, UdpSocket};
@@ -32,16 +33,33 @@ use crate::wire::flow;
 const UDP_RECEIVE_LEN: usize = 8 << 20;
 /// What a network card has not sent yet, for each source port. More would only wait: at 1 Gbit/s this is 8 ms.
 const UDP_SEND_LEN: usize = 512 << 10;
-/// What workloads send while a worker does not run; the kernel counts twice this with its own overhead. Their TCP fills
-/// any buffer that does not drop, and all other traffic waits behind it: this much is half a millisecond's at full speed,
-/// five super-frames or a thousand small frames (docs/perf.md, "What lost", has the other sizes).
-const UPLINK_RECEIVE_LEN: usize = 512 << 10;
+/// What workloads send, but TCP, while a worker does not run.
+const UPLINK_RECEIVE_LEN: usize = 8 << 20;
+/// TCP that waits at an uplink; the kernel counts twice this with its own overhead. TCP fills any buffer that does not
+/// drop, and then waits behind itself, and all else behind what it sends: this much is half a millisecond's at full speed,
+/// five super-frames (docs/perf.md, "What lost", has other sizes).
+const UPLINK_TCP_LEN: usize = 512 << 10;
 /// Deliveries that a workload's stack has not taken yet.
 const UPLINK_SEND_LEN: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
 const TOKEN_WAKER: u64 = 0;
 const TOKEN_UNDERLAY: u64 = 1;
+/// Plus twice the segment's index, plus the lane.
 const TOKEN_UPLINK: u64 = 2;
+
+fn uplink_token(segment: SegmentIndex, lane: Lane) -> u64 {
+    TOKEN_UPLINK + 2 * u64::from(segment.0) + u64::from(lane == Lane::Tcp)
+}
+
+fn uplink_of(token: u64) -> (SegmentIndex, Lane) {
+    let number = token - TOKEN_UPLINK;
+    let lane = if number & 1 == 1 {
+        Lane::Tcp
+    } else {
+        Lane::Rest
+    };
+    (SegmentIndex((number / 2) as u16), lane)
+}
 
 /// How a dataplane runs.
 #[derive(Clone, Debug)]
@@ -216,9 +234,6 @@ impl Dataplane {
         let ports: Vec<LinuxPort> = match source {
             UplinkSource::Packet { netns, ifindex } => {
                 open_packet_ports(netns, ifindex, wanted, segment)?
-                    .into_iter()
-                    .map(LinuxPort::Packet)
-                    .collect()
             }
             UplinkSource::Tap(queues) => queues.into_iter().map(LinuxPort::Tap).collect(),
         };
@@ -430,21 +445,34 @@ fn open_packet_ports(
     ifindex: u32,
     count: usize,
     segment: SegmentIndex,
-) -> Result<Vec<PacketSocket>, SysError> {
+) -> Result<Vec<LinuxPort>, SysError> {
+    // Groups are numbered within a network's namespace, which holds the few segments of one network.
+    let open = move |lane: Lane| {
+        let (group, take, rcvbuf) = match lane {
+            Lane::Rest => (segment.0, Take::AllButTcp, UPLINK_RECEIVE_LEN),
+            Lane::Tcp => (segment.0 ^ 0x8000, Take::Tcp, UPLINK_TCP_LEN),
+        };
+        let fanout = Fanout {
+            group,
+            kind: FanoutKind::Hash,
+        };
+        let options = PacketOptions {
+            fanout: (count > 1).then_some(fanout),
+            rcvbuf,
+            sndbuf: UPLINK_SEND_LEN,
+            take,
+            ..PacketOptions::default()
+        };
+        PacketSocket::open(ifindex, &options)
+    };
     netns.run_in(move || {
         (0..count)
             .map(|_| {
-                let fanout = Fanout {
-                    group: segment.0,
-                    kind: FanoutKind::Hash,
-                };
-                let options = PacketOptions {
-                    fanout: (count > 1).then_some(fanout),
-                    rcvbuf: UPLINK_RECEIVE_LEN,
-                    sndbuf: UPLINK_SEND_LEN,
-                    ..PacketOptions::default()
-                };
-                PacketSocket::open(ifindex, &options)
+                Ok(LinuxPort::Packet {
+                    tcp: open(Lane::Tcp)?,
+                    rest: open(Lane::Rest)?,
+                    lane: Lane::Rest,
+                })
             })
             .collect()
     })?
@@ -571,7 +599,8 @@ impl Loop {
                 TOKEN_WAKER => orders = true,
                 TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
                 token => {
-                    let segment = SegmentIndex((token - TOKEN_UPLINK) as u16);
+                    let (segment, lane) = uplink_of(token);
+                    self.worker.select_lane(segment, lane);
                     let read = self.worker.encap_burst(segment, now);
                     barren |= read == 0;
                     done += read;
@@ -599,16 +628,19 @@ impl Loop {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::AddPort(segment, port, done) => {
-                    let token = TOKEN_UPLINK + u64::from(segment.0);
-                    if let Err(error) = self.poller.add(port.as_fd(), token) {
-                        tracing::error!(%error, "the uplink cannot be watched");
+                    for (lane, fd) in port.lanes() {
+                        if let Err(error) = self.poller.add(fd, uplink_token(segment, lane)) {
+                            tracing::error!(%error, "the uplink cannot be watched");
+                        }
                     }
                     self.worker.add_port(segment, port);
                     let _nobody_waits = done.send(());
                 }
                 Order::RemovePort(segment, done) => {
                     if let Some(port) = self.worker.remove_port(segment) {
-                        let _closing_removes_it_too = self.poller.remove(port.as_fd());
+                        for (_, fd) in port.lanes() {
+                            let _closing_removes_it_too = self.poller.remove(fd);
+                        }
                     }
                     let _nobody_waits = done.send(());
                 }

@@ -38,6 +38,8 @@ pub struct PacketOptions {
     /// Sends straight to the driver, around the queueing discipline (PACKET_QDISC_BYPASS). Such frames are also
     /// invisible to captures on this interface; its peer's see them.
     pub qdisc_bypass: bool,
+    /// Which frames the socket takes.
+    pub take: Take,
     /// Uses the 10-byte header of kernels before 6.4 even where the 12-byte one exists. Callers see 12 bytes anyway.
     pub legacy_header: bool,
 }
@@ -49,9 +51,22 @@ impl Default for PacketOptions {
             rcvbuf: 0,
             sndbuf: 0,
             qdisc_bypass: true,
+            take: Take::All,
             legacy_header: false,
         }
     }
+}
+
+/// Which frames a socket takes; the kernel leaves the others to other sockets, and counts them nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Take {
+    /// Every frame.
+    #[default]
+    All,
+    /// TCP over IPv4, or over IPv6 without extension headers; so all frames of a flow.
+    Tcp,
+    /// What [`Take::Tcp`] does not take.
+    AllButTcp,
 }
 
 /// Membership in a fanout group: each frame goes to exactly one member.
@@ -163,15 +178,17 @@ impl PacketSocket {
         .context("size send buffer of", object)?;
         let address = RawAddress::from_link(ifindex, libc::ETH_P_ALL as u16);
         match options.fanout {
-            None => socket::bind(fd.as_fd(), &address).context("bind", object)?,
+            None => {
+                filter(fd.as_fd(), options.take).context("set the filter of", object)?;
+                socket::bind(fd.as_fd(), &address).context("bind", object)?;
+            }
             Some(fanout) => {
                 drop_everything(fd.as_fd()).context("close the filter of", object)?;
                 socket::bind(fd.as_fd(), &address).context("bind", object)?;
                 join(fd.as_fd(), fanout).context("join fanout group with", || {
                     format!("{} (group {})", object(), fanout.group)
                 })?;
-                socket::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
-                    .context("open the filter of", object)?;
+                filter(fd.as_fd(), options.take).context("open the filter of", object)?;
             }
         }
         Ok(Self { fd, header_len })
@@ -295,13 +312,72 @@ fn set_flag(fd: BorrowedFd<'_>, name: i32) -> io::Result<()> {
 
 /// Attaches the one-instruction filter that keeps nothing.
 fn drop_everything(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let keep_nothing = libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
-        k: 0,
+    socket::set_program(fd, libc::SO_ATTACH_FILTER, &[keep(0)])
+}
+
+/// Replaces the filter by the one for `take`.
+fn filter(fd: BorrowedFd<'_>, take: Take) -> io::Result<()> {
+    let (tcp, rest) = match take {
+        // No filter at all is an error to take away (`ENOENT`).
+        Take::All => {
+            return match socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+                outcome => outcome,
+            };
+        }
+        Take::Tcp => (KEEP_WHOLE, 0),
+        Take::AllButTcp => (0, KEEP_WHOLE),
     };
-    socket::set_program(fd, libc::SO_ATTACH_FILTER, &[keep_nothing])
+    let program = [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0),
+        // What is too short to tell is kept, too, by the one that takes the rest: a load beyond the end would
+        // let nobody have it.
+        instruction(
+            libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+            0,
+            8,
+            IPV4_PROTOCOL_AT + 1,
+        ),
+        load(libc::BPF_H, ETHERTYPE_AT),
+        jump_if(libc::ETH_P_IP as u32, 0, 2),
+        load(libc::BPF_B, IPV4_PROTOCOL_AT),
+        jump_if(libc::IPPROTO_TCP as u32, 3, 4),
+        jump_if(libc::ETH_P_IPV6 as u32, 0, 3),
+        load(libc::BPF_B, IPV6_NEXT_HEADER_AT),
+        jump_if(libc::IPPROTO_TCP as u32, 0, 1),
+        keep(tcp),
+        keep(rest),
+    ];
+    socket::set_program(fd, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Bytes of any frame.
+const KEEP_WHOLE: u32 = u32::MAX;
+const ETHERTYPE_AT: u32 = 12;
+const IPV4_PROTOCOL_AT: u32 = 14 + 9;
+const IPV6_NEXT_HEADER_AT: u32 = 14 + 6;
+
+/// Ends the program: the first `len` bytes are kept.
+fn keep(len: u32) -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, len)
+}
+
+fn load(size: u32, at: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | size | libc::BPF_ABS, 0, 0, at)
+}
+
+/// Leaves out so many instructions when what was loaded is `value`, and so many when it is not.
+fn jump_if(value: u32, yes: u8, no: u8) -> libc::sock_filter {
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value)
+}
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    }
 }
 
 /// Joins a fanout group. A group has its own hook, with its own idea of ignoring outgoing frames: the flag is needed

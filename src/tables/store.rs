@@ -784,6 +784,7 @@ mod tests {
         assert_eq!(snapshot.segment(SEGMENT).unwrap().siblings, [second]);
         assert!(snapshot.segment_by_vni(4099).unwrap().siblings.is_empty());
     }
+
     #[test]
     fn a_removed_sibling_is_in_nobodys_list_and_others_are_shared_with_the_snapshot_before() {
         let (mut writer, tables) = writer();
