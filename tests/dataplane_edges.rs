@@ -332,7 +332,9 @@ fn single_datagrams_are_received_many_at_a_time_and_joined() {
         let source = if number % 10 == 9 { stranger } else { member };
         pair.wire.inject(single(source, vtep));
     }
-    assert!(pair.b.worker.decap_burst(20_000_000_000) <= 32);
+    // A burst ends at its budget; the rest waits for the next.
+    let bursts: usize = (0..2).map(|_| pair.b.worker.decap_burst(20_000_000_000)).sum();
+    assert!(bursts <= 32, "{bursts}");
     let counters = pair.b.counters();
     assert_eq!(counters.dropped(DropReason::UnknownVtep), 32);
     assert_eq!(counters.delivered, 288);
