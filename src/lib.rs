@@ -9,6 +9,7 @@
 //! | L1 | [`tables`] | FDB, neighbours, flood lists, VTEPs, networks; lock-free readers, one writer |
 //! | L2 | [`dataplane`] | frames in, verdicts out: encap, decap, split, merge, the forwarding loop |
 //! | L3 | [`host`] | kernel plumbing through rtnetlink |
+//! | L4 | [`cluster`] | membership, the gossip-fed table, managers; pure but for its runtimes |
 //! | L6 | [`agent`] | where layers meet: networks, endpoints, state, reconciliation |
 //! | L7 | [`frontend`] | HTTP API and command line |
 //! | L7 | [`lab`] | the network-namespace test harness |
@@ -19,6 +20,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod cluster;
 pub mod dataplane;
 pub mod frontend;
 #[doc(hidden)]

@@ -45,7 +45,11 @@ const LAYERS: &[Layer] = &[
         ],
     },
     layer("host", &["wire", "sys"]),
-    layer("agent", &["wire", "sys", "tables", "dataplane", "host"]),
+    layer("cluster", &["wire", "tables"]),
+    layer(
+        "agent",
+        &["wire", "sys", "tables", "dataplane", "host", "cluster"],
+    ),
     Layer {
         name: "frontend",
         may: &["agent::api"],
@@ -65,6 +69,7 @@ const LAYERS: &[Layer] = &[
             "tables",
             "dataplane",
             "host",
+            "cluster",
             "agent",
             "frontend",
         ],
@@ -346,9 +351,9 @@ mod tests {
 
     #[test]
     fn a_layer_nobody_has_ordered_is_a_finding() {
-        assert_eq!(findings("src/cluster/member.rs", ""), 1);
+        assert_eq!(findings("src/services/member.rs", ""), 1);
         assert_eq!(
-            findings("src/wire/mac.rs", "use crate::cluster::Member;"),
+            findings("src/wire/mac.rs", "use crate::services::Member;"),
             1
         );
         assert!(check_table(&[]).len() >= LAYERS.len());

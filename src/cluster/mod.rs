@@ -1,0 +1,4 @@
+//! How nodes find each other and agree: who is there, who has which endpoint, and what the managers decided.
+//!
+//! Pure: bytes, time and chance are arguments, and what is to be sent or stored is returned. So a
+//! simulation runs this very code with hundreds of nodes in virtual time.
