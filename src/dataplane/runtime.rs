@@ -36,9 +36,9 @@ const UDP_SEND_LEN: usize = 512 << 10;
 /// What workloads send, but TCP, while a worker does not run.
 const UPLINK_RECEIVE_LEN: usize = 8 << 20;
 /// TCP that waits at an uplink; the kernel counts twice this with its own overhead. TCP fills any buffer that does not
-/// drop, and then waits behind itself, and all else behind what it sends: this much is half a millisecond's at full speed,
-/// five super-frames (docs/perf.md, "What lost", has other sizes).
-const UPLINK_TCP_LEN: usize = 512 << 10;
+/// drop, and then waits behind itself, and all else behind what it sends: this much is a millisecond's at full speed,
+/// ten super-frames (docs/perf.md, "What lost", has other sizes).
+const UPLINK_TCP_LEN: usize = 1 << 20;
 /// Deliveries that a workload's stack has not taken yet.
 const UPLINK_SEND_LEN: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
