@@ -333,7 +333,9 @@ fn single_datagrams_are_received_many_at_a_time_and_joined() {
         pair.wire.inject(single(source, vtep));
     }
     // A burst ends at its budget; the rest waits for the next.
-    let bursts: usize = (0..2).map(|_| pair.b.worker.decap_burst(20_000_000_000)).sum();
+    let bursts: usize = (0..2)
+        .map(|_| pair.b.worker.decap_burst(20_000_000_000))
+        .sum();
     assert!(bursts <= 32, "{bursts}");
     let counters = pair.b.counters();
     assert_eq!(counters.dropped(DropReason::UnknownVtep), 32);
