@@ -87,6 +87,7 @@ impl Buffers for Receive {
 
 const LIMITS: Limits = Limits {
     max_len: 190_000,
+    jumbo: None,
     max_segments: 200,
     udp_segments_max: 64,
 };
@@ -111,6 +112,7 @@ fn merge(bencher: Bencher, frames: &[Vec<u8>], verified: bool) {
         port: 0,
         verified,
         mtu: 1450,
+        ends_here: true,
     };
     let pristine = receive.0.clone();
     let len = pristine.len();

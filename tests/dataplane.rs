@@ -6,16 +6,45 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use common::dataplane::{
-    Pair, arp_request, eth_ipv4_udp, eth_ipv6_udp, mac_of, neighbour_solicitation, vni,
+    Pair, arp_request, eth_ipv4_udp, eth_ipv6_udp, mac_of, neighbour_solicitation, record,
+    segment_config, v6, vni,
 };
 use etherparse::PacketBuilder;
 use weft::dataplane::channel::{Frame, Sent};
+use weft::dataplane::decap;
 use weft::dataplane::verdict::DropReason;
-use weft::tables::SegmentPolicy;
-use weft::wire::{Mac, Vni, vxlan};
+use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
+use weft::wire::frame::FrameBuilder;
+use weft::wire::{Mac, Vni, inner, vxlan};
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 const B: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+
+#[test]
+fn a_frame_ends_at_the_endpoint_that_has_its_destination_address() {
+    let (mut writer, tables) = TableWriter::new(4789, 1);
+    let policy = SegmentPolicy::default();
+    writer
+        .add_segment(segment_config(vni().value(), policy))
+        .unwrap();
+    let here = IpAddr::from([192, 0, 2, 1]);
+    writer.upsert_local(&record(1, here)).unwrap();
+    writer.upsert_local(&record(2, here)).unwrap();
+    let view = tables.view();
+    let segment = view.snapshot.segment(SegmentIndex(0)).unwrap();
+    let ends_here = |mac, ip, tag: Option<u16>| {
+        let frame = FrameBuilder::v6().dst(mac).ipv6(v6(9), ip).tcp(1, 2);
+        let frame = tag.into_iter().fold(frame, FrameBuilder::vlan).build();
+        let inner = inner::parse(&frame).unwrap();
+        decap::ends_here(&view, segment, &frame, &inner)
+    };
+    assert!(ends_here(mac_of(A), v6(1), None));
+    // For its neighbour, for a host behind it, for the gateway to route, on a VLAN of its own.
+    assert!(!ends_here(mac_of(A), v6(2), None));
+    assert!(!ends_here(mac_of(A), v6(7), None));
+    assert!(!ends_here(mac_of([10, 0, 1, 254].into()), v6(1), None));
+    assert!(!ends_here(mac_of(A), v6(1), Some(5)));
+}
 
 fn pair() -> Pair {
     Pair::new(SegmentPolicy::default())

@@ -279,7 +279,7 @@ async fn super_frame_sizes_are_set_on_both_ends() {
     let name = place.workload();
     let spec = place.endpoint(&network, &name, "10.0.1.2/24");
     let attached = attach(&spec).await.unwrap();
-    let wanted = GsoSizes::fit(1450, UplinkKind::Packet);
+    let wanted = GsoSizes::fit(1450, UplinkKind::Packet).with_big_ipv6(1450);
     assert_eq!(attached.gso, wanted);
     let inner = link(&named(&name), "eth0").await.unwrap();
     let host = link(&network.netns_path, &attached.host_ifname)

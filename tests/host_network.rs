@@ -5,7 +5,7 @@ mod host_support;
 use host_support::{Place, assert_same, link, links, run_in, skip, snapshot, try_in};
 use weft::host::{
     BridgePortFlags, GsoSizes, HostError, NetworkSpec, UplinkKind, ensure_network, faults,
-    finish_tap, remove_network,
+    finish_tap, jumbo_support, remove_network,
 };
 
 #[tokio::test]
@@ -65,7 +65,8 @@ async fn super_frame_sizes_are_really_set() {
         let mut spec = place.network(&[&["10.0.1.254/24"]]);
         spec.segments[0].mtu = uplink_mtu;
         ensure_network(&spec).await.unwrap();
-        let wanted = GsoSizes::fit(uplink_mtu, UplinkKind::Packet).for_delivery();
+        let wanted = GsoSizes::fit(uplink_mtu, UplinkKind::Packet).with_big_ipv6(uplink_mtu);
+        let wanted = wanted.for_delivery();
         for name in ["br0", "up0", "up1"] {
             let link = link(&spec.netns_path, name).await.unwrap();
             assert_eq!(link.gso, wanted, "{name}");
@@ -335,4 +336,17 @@ fn add_tap(netns: &std::path::Path) -> bool {
         skip(&format!("cannot make a TAP here: {text}"));
     }
     ok
+}
+
+#[tokio::test]
+async fn kernels_that_make_long_super_frames_of_ipv6_take_them_in_one_of_two_forms() {
+    let Some(_place) = Place::new() else { return };
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    let version = (number(), number());
+    let support = jumbo_support().await.unwrap();
+    println!("{}: {support:?}", release.trim());
+    assert_eq!(support.made, version >= (5, 19));
+    assert_eq!(support.taken.is_some(), support.made);
 }

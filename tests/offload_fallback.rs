@@ -14,11 +14,11 @@ use common::hosts::{
     segment, sh, try_sh,
 };
 use common::probe::{Probe, count_tunnelled, ifindex};
-use common::skip::long;
+use common::skip::{long, skip};
 use common::traffic::{Pattern, tcp_transfer, udp_transfer, within};
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig};
 use weft::dataplane::verdict::DropReason;
-use weft::host::{GsoSizes, Netlink, UplinkKind};
+use weft::host::{GsoSizes, Netlink, UplinkKind, jumbo_support};
 use weft::lab::offloads::OffloadProfile;
 use weft::sys::udp;
 use weft::tables::{SegmentIndex, SegmentPolicy, TableWriter};
@@ -166,17 +166,25 @@ fn traffic_passes_on_underlays_with_fewer_offloads() {
 }
 
 /// Sets the super-frame sizes of every link on a workload's way to the agent, as the host layer does.
-fn fit_links(hosts: &Hosts) {
-    let sizes = GsoSizes::fit(hosts.underlay.mtu_inner(), UplinkKind::Packet);
+fn fit_links(hosts: &Hosts, big_ipv6: bool) {
+    let mtu = hosts.underlay.mtu_inner();
+    let mut sizes = GsoSizes::fit(mtu, UplinkKind::Packet);
+    if big_ipv6 {
+        sizes = sizes.with_big_ipv6(mtu);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     for host in &hosts.hosts {
         let end = format!("e{}", host.index);
-        for (ns, devices) in [
-            (&host.net, vec!["up0", "up1", "br0", &end]),
-            (&host.workload, vec!["eth0"]),
+        for (ns, devices, sizes) in [
+            (
+                &host.net,
+                vec!["up0", "up1", "br0", &end],
+                sizes.for_delivery(),
+            ),
+            (&host.workload, vec!["eth0"], sizes),
         ] {
             runtime.block_on(async {
                 let netlink = Netlink::open(&named(ns)).unwrap();
@@ -198,12 +206,51 @@ fn super_frames_above_64_kilobytes_carry_the_same_traffic() {
                 config.workers = workers;
                 config.worker.merge.max_len = 190_000;
             });
-            fit_links(&hosts);
+            fit_links(&hosts, false);
             check_traffic(&hosts, TCP_LEN);
             let counters = dataplane(&hosts, 1).counters();
             let mean = counters.encap_bytes / counters.encap_superframes.max(1);
             println!("    mean super-frame read: {mean} bytes");
             assert!(mean > 66_000, "no BIG super-frames");
+        });
+    }
+}
+
+#[test]
+fn super_frames_above_64_kilobytes_carry_ipv6() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let support = runtime.block_on(jumbo_support()).unwrap();
+    let Some(jumbo) = support.taken else {
+        return skip("this kernel takes no super-frames of TCP over IPv6 above 64 KiB");
+    };
+    let mut cases = Cases::new("offload big, IPv6");
+    for (name, size_at_port) in [("whole", None), ("cut on the way", Some(65_536))] {
+        cases.run(name, || {
+            let hosts = pair(Underlay::default(), |config| {
+                config.worker.merge.max_len = 190_000;
+                config.worker.merge.jumbo = Some(jumbo);
+            });
+            fit_links(&hosts, true);
+            for (host, size) in hosts.hosts.iter().zip(size_at_port.into_iter().cycle()) {
+                let (ns, port) = (&host.net, format!("e{}", host.index));
+                sh(&format!("ip -n {ns} link set {port} gso_max_size {size}"));
+            }
+            hosts.wait_ping(2, ip6(1).into());
+            let before = [1, 2].map(|index| dataplane(&hosts, index).counters());
+            let (source, sink) = (&hosts.host(1).workload, &hosts.host(2).workload);
+            tcp_transfer(source, sink, ip6(2).into(), TCP_LEN);
+            let [sender, receiver] = [1, 2].map(|index| dataplane(&hosts, index).counters());
+            let read = sender.encap_bytes - before[0].encap_bytes;
+            let mean = read / (sender.encap_superframes - before[0].encap_superframes).max(1);
+            let wrote = receiver.delivered_bytes - before[1].delivered_bytes;
+            let delivered = wrote / (receiver.deliveries - before[1].deliveries).max(1);
+            println!("    mean super-frame read: {mean} bytes, delivered: {delivered} bytes");
+            assert!(mean > 66_000, "none above 64 KiB were read");
+            assert!(delivered > 66_000, "none above 64 KiB were delivered");
+            check_traffic(&hosts, TCP_LEN);
         });
     }
 }

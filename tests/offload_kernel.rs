@@ -30,6 +30,7 @@ use weft::sys::link;
 use weft::sys::netns::Netns;
 use weft::sys::packet::{PacketOptions, PacketSocket};
 use weft::wire::VnetHdr;
+use weft::wire::ipv6::{self, Jumbo};
 
 /// A veth pair in its own namespace, which ends with this value.
 struct Link {
@@ -278,6 +279,7 @@ fn check_split(link: &Link, spec: Spec, size: u16, ecn: u8) {
 
 const LIMITS: Limits = Limits {
     max_len: 190_000,
+    jumbo: None,
     max_segments: 200,
     udp_segments_max: 64,
 };
@@ -286,6 +288,7 @@ const META: Meta = Meta {
     port: 0,
     verified: false,
     mtu: 1450,
+    ends_here: true,
 };
 
 #[test]
@@ -308,6 +311,36 @@ fn what_we_merge_the_kernel_cuts_into_the_same_frames() {
         let what = format!("{} frames merged", frames.len());
         same_frames(&what, &link.receive_frames(frames.len()), &frames);
     }
+}
+
+/// Whoever cuts a padded jumbo frame leaves the padding in; its segments then fit the MTU nevertheless.
+#[test]
+fn what_we_merge_beyond_64_kilobytes_over_ipv6_the_kernel_cuts_into_valid_frames() {
+    let Some(link) = Link::open() else { return };
+    let whole = Spec::tcp6(&bytes(132 * 1378));
+    let frames: Vec<_> = whole.segments(1378).iter().map(Spec::build).collect();
+    let limits = Limits {
+        jumbo: Some(Jumbo::Padded),
+        ..LIMITS
+    };
+    let merged = merge(&frames, 1, limits, META, usize::MAX);
+    assert_eq!(merged.len(), 1);
+    link.send(&merged[0].vnet, &merged[0].frame);
+    let padded = Spec {
+        extensions: Some((0, ipv6::PADDING.to_vec())),
+        ..whole
+    };
+    let want: Vec<_> = padded.segments(1370).iter().map(Spec::build).collect();
+    assert!(want.iter().all(|frame| frame.len() <= 14 + 1450));
+    same_frames("padded", &link.receive_frames(want.len()), &want);
+    // Sent back to us whole, it is cut into frames without.
+    let again = cut(&merged[0].frame, &merged[0].vnet).unwrap();
+    let want = padded.segments(1370);
+    let want = want.iter().map(|segment| Spec {
+        extensions: None,
+        ..segment.clone()
+    });
+    assert!(again == want.map(|s| s.build()).collect::<Vec<_>>());
 }
 
 #[test]

@@ -20,6 +20,7 @@ use weft::wire::{VnetHdr, inner};
 
 const ROOMY: Limits = Limits {
     max_len: 190_000,
+    jumbo: None,
     max_segments: 600,
     udp_segments_max: 64,
 };
@@ -29,6 +30,7 @@ fn meta(verified: bool) -> Meta {
         port: 3,
         verified,
         mtu: 9000,
+        ends_here: true,
     }
 }
 
@@ -264,7 +266,7 @@ proptest! {
         let mut state: Vec<Spec> = (0..9).map(flow).collect();
         let specs: Vec<Spec> = events.iter().map(|(f, e)| next(&mut state[*f], e)).collect();
         let frames: Vec<Vec<u8>> = specs.iter().map(Spec::build).collect();
-        let limits = Limits { max_len, max_segments, udp_segments_max: 64 };
+        let limits = Limits { max_len, max_segments, ..ROOMY };
         let got = merge(&frames, flows, limits, meta(verified), flush_every);
 
         prop_assert_eq!(got.iter().map(|o| o.frames as usize).sum::<usize>(), frames.len());
@@ -386,8 +388,8 @@ proptest! {
         verified: bool,
         mtu in prop::sample::select(vec![0u16, 60, 150, 1450]),
     ) {
-        let limits = Limits { max_len: 4000, max_segments: 10, udp_segments_max: 4 };
-        let meta = Meta { port: 3, verified, mtu };
+        let limits = Limits { max_len: 4000, max_segments: 10, udp_segments_max: 4, ..ROOMY };
+        let meta = Meta { port: 3, verified, mtu, ends_here: true };
         let got = merge(&frames, 3, limits, meta, 6);
         let parsed = frames.iter().filter(|f| inner::parse(f).is_ok()).count();
         prop_assert_eq!(got.iter().map(|o| o.frames as usize).sum::<usize>(), parsed);

@@ -324,20 +324,30 @@ fn each_frame_goes_to_the_socket_for_tcp_or_to_the_one_for_the_rest() {
         }
         frame
     };
+    // A hop-by-hop header comes first, as in TCP's super-frames beyond 64 KiB.
+    let behind_options = |len, protocol| {
+        let mut frame = frame(0x86dd, len, 54, protocol);
+        frame[20] = 0;
+        frame
+    };
     let tcp = [
         frame(0x0800, 60, 23, 6),
         frame(0x0800, 24, 23, 6),
         frame(0x86dd, 80, 20, 6),
+        behind_options(80, 6),
+        behind_options(55, 6),
     ];
     let rest = [
         frame(0x0800, 60, 23, 17),
         frame(0x86dd, 80, 20, 17),
-        // A hop-by-hop header comes first.
-        frame(0x86dd, 80, 20, 0),
+        behind_options(80, 17),
+        // Other extension headers are not looked behind.
+        frame(0x86dd, 80, 20, 60),
         frame(0x0806, 42, 23, 6),
         // Too short to tell.
         frame(0x0800, 23, 23, 6),
         frame(0x86dd, 21, 20, 6),
+        behind_options(54, 6),
         frame(0x0800, 15, 23, 6),
     ];
     let group = |group| {

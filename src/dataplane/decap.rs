@@ -71,6 +71,14 @@ fn destination(view: &View, segment: &Segment, inner: &Inner) -> DecapVerdict {
     }
 }
 
+/// Whether the frame's way ends at the endpoint it is delivered to: the destination address is its own. Others are for
+/// it, or for the gateway, to forward.
+#[inline]
+pub fn ends_here(view: &View, segment: &Segment, frame: &[u8], inner: &Inner) -> bool {
+    let owner = inner::dst_ip(frame, inner).and_then(|ip| view.neigh.find(segment.index, ip));
+    inner.vlan.is_none() && owner.is_some_and(|owner| owner.local && owner.mac == inner.dst)
+}
+
 #[inline]
 fn admit(
     view: &View,

@@ -63,6 +63,7 @@ impl Default for WorkerConfig {
         WorkerConfig {
             merge: Limits {
                 max_len: 190_000,
+                jumbo: None,
                 max_segments: 132,
                 udp_segments_max: 64,
             },
@@ -784,8 +785,8 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             return Err(DropReason::VxlanShort);
         }
         let inner = inner::parse(frame).map_err(|_| DropReason::InnerMalformed)?;
-        let segment = match &run.last {
-            Some(last) if self.same_run(last, datagram, &inner) => last.segment,
+        let (segment, ends_here) = match &run.last {
+            Some(last) if self.same_run(last, datagram, &inner) => (last.segment, last.ends_here),
             _ => {
                 let segment: &Segment = decap::segment(view, run.vtep, datagram)?;
                 if let DecapVerdict::Drop(reason) =
@@ -796,26 +797,31 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 if segment.policy.learning {
                     self.learn(view, segment, run, inner.src);
                 }
-                segment
+                let ipv6 = inner.kind == Kind::Ipv6;
+                (
+                    segment,
+                    ipv6 && decap::ends_here(view, segment, frame, &inner),
+                )
             }
         };
         run.last = Some(LastDatagram {
             segment,
             piece,
             inner,
+            ends_here,
         });
-        self.deliver_through_merger(segment, run, piece, inner)
+        self.deliver_through_merger(segment, run, piece, inner, ends_here)
     }
 
     /// Whether every byte the decision depends on equals that of the last accepted datagram of this
-    /// call and sender: VXLAN header, Ethernet header, source address. Frames whose payload matters (ARP,
-    /// ND, tags) are decided each.
+    /// call and sender: VXLAN header, Ethernet header, source address, over IPv6 destination address. Frames
+    /// whose payload matters (ARP, ND, tags) are decided each.
     #[inline]
     fn same_run(&self, last: &LastDatagram<'_>, datagram: &[u8], inner: &Inner) -> bool {
         let address = match inner.kind {
             Kind::Ipv4 => usize::from(inner.l3) + 12..usize::from(inner.l3) + 16,
             Kind::Ipv6 if inner.proto != PROTO_ICMPV6 => {
-                usize::from(inner.l3) + 8..usize::from(inner.l3) + 24
+                usize::from(inner.l3) + 8..usize::from(inner.l3) + 40
             }
             _ => return false,
         };
@@ -838,6 +844,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         run: &Run<'_>,
         piece: Piece,
         mut inner: Inner,
+        ends_here: bool,
     ) -> Result<(), DropReason> {
         let piece = Piece {
             start: piece.start + vxlan::LEN as u32,
@@ -865,6 +872,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             port: u32::from(segment.index.0),
             verified: run.verified,
             mtu,
+            ends_here,
         };
         let Worker {
             merger,
@@ -954,6 +962,7 @@ struct LastDatagram<'v> {
     segment: &'v Segment,
     piece: Piece,
     inner: Inner,
+    ends_here: bool,
 }
 
 /// Parses a frame as read and plans its segments.

@@ -20,6 +20,7 @@
 pub mod fuzzing;
 
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};
+use crate::wire::ipv6::{self, Jumbo};
 use crate::wire::{Inner, Kind, VnetHdr, checksum, flow};
 
 /// A byte range of one of the receive buffers.
@@ -35,7 +36,8 @@ pub struct Piece {
 
 /// What the merger needs from the owner of the receive buffers.
 ///
-/// A piece handed to [`Merger::push`] must stay readable and unchanged until it was delivered.
+/// A piece handed to [`Merger::push`] must stay readable and unchanged until it was delivered. With
+/// [`Jumbo::Padded`] the eight bytes before it belong to the merger, too.
 pub trait Buffers {
     /// The bytes of a piece.
     fn bytes(&self, piece: Piece) -> &[u8];
@@ -46,9 +48,11 @@ pub trait Buffers {
 /// How long a super-frame may become.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of a super-frame from its Ethernet header, for TCP over IPv4. Everything else stays below
-    /// 65,536 bytes whatever this says.
+    /// Bytes of a super-frame from its Ethernet header, for TCP. Everything else stays below 65,536 bytes
+    /// whatever this says.
     pub max_len: usize,
+    /// The form of TCP over IPv6 beyond 65,535 bytes; without one it stays below.
+    pub jumbo: Option<Jumbo>,
     /// Frames in a TCP super-frame.
     pub max_segments: usize,
     /// Datagrams in a UDP super-frame; Linux takes 64 (`UDP_MAX_SEGMENTS` before 6.9).
@@ -64,6 +68,9 @@ pub struct Meta {
     pub verified: bool,
     /// Inner MTU of the segment, layer-3 bytes. A longer frame is a super-frame of the peer's kernel.
     pub mtu: u16,
+    /// Whoever the frame is delivered to keeps it, as far as is known. Another may forward it beyond this
+    /// host, so it gets no padding ([`Jumbo::Padded`]): routers drop packets with hop-by-hop headers (RFC 7872).
+    pub ends_here: bool,
 }
 
 /// One frame or super-frame for the kernel.
@@ -223,7 +230,11 @@ impl Merger {
         chain.opened = self.clock;
         chain.port = meta.port;
         chain.proof = proof;
-        chain.open(buffers.bytes(piece), piece, inner, shape, &self.limits);
+        let mut limits = self.limits;
+        if limits.jumbo == Some(Jumbo::Padded) && !meta.ends_here {
+            limits.jumbo = None;
+        }
+        chain.open(buffers.bytes(piece), piece, inner, shape, &limits);
         self.settle(slot, buffers, out);
     }
 
@@ -327,6 +338,7 @@ struct Chain {
     /// Bytes so far without the first frame's padding, and how far they may go.
     len: usize,
     len_max: usize,
+    jumbo: Option<Jumbo>,
     /// Payload of the first frame, and so of all but the last.
     size: usize,
     seq_next: u32,
@@ -359,6 +371,7 @@ impl Chain {
             port: 0,
             len: 0,
             len_max: 0,
+            jumbo: None,
             size: 0,
             seq_next: 0,
             id_next: None,
@@ -391,9 +404,11 @@ impl Chain {
         self.mask = shape.mask();
         (self.len_max, self.pieces_max) = match (shape.tcp, shape.ipv6) {
             (true, false) => (limits.max_len, limits.max_segments),
+            (true, true) if limits.jumbo.is_some() => (limits.max_len, limits.max_segments),
             (true, true) => (limits.max_len.min(65_535), limits.max_segments),
             (false, _) => (limits.max_len.min(65_535), limits.udp_segments_max),
         };
+        self.jumbo = limits.jumbo;
         self.len = inner.end;
         self.size = payload;
         self.psh = false;
@@ -485,6 +500,10 @@ impl Chain {
             self.pieces[0].len = (self.shape.header_len + self.size) as u32;
             vnet = self.seal(buffers.bytes_mut(self.pieces[0]));
             len = self.len;
+            if self.jumbo == Some(Jumbo::Padded) && self.shape.ipv6 && self.is_jumbo() {
+                self.pad(buffers, &mut vnet);
+                len += ipv6::PADDING.len();
+            }
         } else if self.proof == Proof::Good {
             vnet.flags = VnetHdr::DATA_VALID;
         }
@@ -504,7 +523,7 @@ impl Chain {
         let Shape { l3, l4, .. } = self.shape;
         let l3_len = self.len - l3;
         if self.shape.ipv6 {
-            put16(head, l3 + 4, (l3_len - IPV6_LEN) as u16);
+            put16(head, l3 + 4, u16::try_from(l3_len - ipv6::LEN).unwrap_or(0));
         } else {
             // Linux BIG TCP: zero says "as long as the buffer" (`iph_set_totlen`).
             put16(head, l3 + 2, u16::try_from(l3_len).unwrap_or(0));
@@ -519,6 +538,29 @@ impl Chain {
         }
         self.shape.ask_for_checksum(head, self.len);
         self.shape.gso(self.size)
+    }
+
+    /// Whether an IPv6 payload length cannot tell how long the super-frame is.
+    fn is_jumbo(&self) -> bool {
+        self.len - self.shape.l3 - ipv6::LEN > ipv6::PAYLOAD_MAX
+    }
+
+    /// Puts the padding between IPv6 and TCP header: what is before it moves to the front. Segments get smaller by as
+    /// much, so that they fit the MTU if somebody cuts the frame.
+    #[cold]
+    fn pad<B: Buffers>(&mut self, buffers: &mut B, vnet: &mut VnetHdr) {
+        const LEN: usize = ipv6::PADDING.len();
+        let Shape { l3, l4, .. } = self.shape;
+        let first = &mut self.pieces[0];
+        first.start -= LEN as u32;
+        first.len += LEN as u32;
+        let head = buffers.bytes_mut(*first);
+        head.copy_within(LEN..LEN + l4, 0);
+        head[l3 + 6] = ipv6::HOP_BY_HOP;
+        head[l4..l4 + LEN].copy_from_slice(&ipv6::PADDING);
+        vnet.hdr_len += LEN as u16;
+        vnet.csum_start += LEN as u16;
+        vnet.gso_size = vnet.gso_size.saturating_sub(LEN as u16).max(1);
     }
 }
 
@@ -792,7 +834,6 @@ fn put_ne(bytes: &mut [u8], at: usize, value: u16) {
 
 /// Covers the longest headers that merge: Ethernet, two tags, IPv6, TCP with all options (122 bytes).
 const HEAD: usize = 128;
-const IPV6_LEN: usize = 40;
 const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const PSH: u8 = 0x08;

@@ -20,6 +20,7 @@ pub mod fuzzing;
 use std::ops::Range;
 
 use crate::wire::inner::{PROTO_TCP as TCP, PROTO_UDP as UDP};
+use crate::wire::ipv6::{self, HOP_BY_HOP, JUMBO_OPTION};
 use crate::wire::{Kind, Malformed, VnetHdr, checksum, inner};
 
 /// The largest header block of a segment, bytes: Ethernet 14, two VLAN tags, IPv6 with up to 70 bytes
@@ -115,7 +116,7 @@ pub struct Plan {
 ///
 /// `frame` starts at the Ethernet header and holds no virtio header. The frame may exceed 64 KiB: an
 /// IPv4 total length or IPv6 payload length of zero then means "up to the end of the frame" (Linux
-/// BIG TCP), and a jumbo payload option (RFC 2675) is removed from the segments. `hdr_len` is ignored:
+/// BIG TCP), and the hop-by-hop header that goes with it is left out of the segments. `hdr_len` is ignored:
 /// on forwarded frames Linux lets it cover a whole segment.
 ///
 /// # Errors
@@ -460,8 +461,9 @@ impl Layout {
     }
 }
 
-/// Length of the jumbo hop-by-hop header to leave out of the segments, bytes. Linux before 7.0 puts
-/// one (RFC 2675) into each IPv6 BIG TCP super-frame.
+/// Length of the hop-by-hop header to leave out of the segments, bytes. Linux before 7.0 puts one with the
+/// jumbo payload option (RFC 2675) into each IPv6 BIG TCP super-frame, the merger one of padding; a workload
+/// that forwards sends us our own back.
 #[cold]
 fn check_extensions(ip: &[u8], l4: usize) -> Result<usize, SplitError> {
     let mut next = ip[6];
@@ -476,8 +478,10 @@ fn check_extensions(ip: &[u8], l4: usize) -> Result<usize, SplitError> {
     if get16(ip, 4) != 0 {
         return Ok(0);
     }
-    let option = u32::from_be_bytes([ip[44], ip[45], ip[46], ip[47]]) as usize;
-    if ip[6] != HOP_BY_HOP || ip[41..44] != [0, JUMBO_OPTION, 4] || option != ip.len() - IPV6_LEN {
+    let header = &ip[IPV6_LEN..IPV6_LEN + JUMBO_LEN];
+    let len = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    let jumbo = header[..4] == [TCP, 0, JUMBO_OPTION, 4] && len == ip.len() - IPV6_LEN;
+    if ip[6] != HOP_BY_HOP || !(jumbo || header == ipv6::PADDING) {
         return Err(SplitError::LengthMismatch);
     }
     Ok(JUMBO_LEN)
@@ -523,13 +527,11 @@ const CRC32C: [u32; 256] = {
     table
 };
 
-const IPV6_LEN: usize = 40;
-const JUMBO_OPTION: u8 = 0xc2;
-const JUMBO_LEN: usize = 8;
+const IPV6_LEN: usize = ipv6::LEN;
+const JUMBO_LEN: usize = ipv6::PADDING.len();
 const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const SCTP: u8 = 132;
-const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;

@@ -18,7 +18,8 @@ pub enum UplinkKind {
 pub struct GsoSizes {
     /// `gso_max_segs`: segments in one super-frame.
     pub max_segs: u32,
-    /// `gso_max_size` in bytes: IPv6, and everything that is not TCP over IPv4. Fitted to one UDP send.
+    /// `gso_max_size` in bytes: IPv6, and everything that is not TCP over IPv4. Fitted to one UDP send, unless TCP over
+    /// IPv6 may be longer ([`GsoSizes::with_big_ipv6`]).
     pub max_size: u32,
     /// `gso_ipv4_max_size` in bytes: TCP over IPv4.
     pub ipv4_max_size: u32,
@@ -59,16 +60,33 @@ impl GsoSizes {
 }
 
 impl GsoSizes {
+    /// Lets TCP over IPv6 fill super-frames beyond 64 KiB as well, where those of IPv4 go beyond: kernels before 5.19
+    /// refuse such sizes. Other protocols stay below 64 KiB by themselves (`sk_dst_gso_max_size`).
+    pub fn with_big_ipv6(self, mtu_inner: u32) -> GsoSizes {
+        if self.ipv4_max_size <= LEGACY_MAX {
+            return self;
+        }
+        GsoSizes {
+            max_size: bytes_for(self.max_segs, mtu_inner, IPV6_TCP_LEN).min(BIG),
+            ..self
+        }
+    }
+
     /// The sizes for the links between the agent and a workload's own interface.
     ///
     /// Only the workload's interface shapes what is sent. What the agent delivers is merged from what
     /// other nodes sent, and may be a little longer, or of more and smaller segments. The kernel drops
     /// such a frame (`ENOBUFS`, or silently where it would have to segment behind a packet socket that
-    /// bypasses the queueing discipline), so these links take all of 64 KiB and any number.
+    /// bypasses the queueing discipline), so these links take all of 64 KiB and any number; and of TCP over IPv6 beyond
+    /// that, whatever the agent makes.
     pub fn for_delivery(self) -> GsoSizes {
         GsoSizes {
             max_segs: GsoSizes::KERNEL_DEFAULT.max_segs,
-            max_size: LEGACY_MAX,
+            max_size: if self.max_size > LEGACY_MAX {
+                DELIVERY_MAX
+            } else {
+                LEGACY_MAX
+            },
             ipv4_max_size: self.ipv4_max_size.max(LEGACY_MAX),
         }
     }
@@ -98,6 +116,8 @@ const HEADER_ROOM: u32 = 512;
 const LEGACY_MAX: u32 = 65536;
 /// Room for one super-frame with its headers in a worker's read buffer.
 const BIG: u32 = 190_000;
+/// More than the merger makes.
+const DELIVERY_MAX: u32 = 196_608;
 
 #[cfg(test)]
 mod tests {
@@ -137,6 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn big_ipv6_super_frames_are_three_full_sends_and_others_stay() {
+        for mtu in [1280, 1430, 1450, 8950] {
+            let fitted = GsoSizes::fit(mtu, UplinkKind::Packet);
+            let sizes = fitted.with_big_ipv6(mtu);
+            for mss in [mtu - 60, mtu - 72] {
+                let segs = tcp_segments(sizes.max_size, sizes.max_segs, mss);
+                assert_eq!(segs, sizes.max_segs, "mtu {mtu} mss {mss}");
+            }
+            assert_eq!(sizes.ipv4_max_size, fitted.ipv4_max_size);
+            assert!(sizes.for_delivery().max_size > BIG + 8);
+            let tap = GsoSizes::fit(mtu, UplinkKind::Tap);
+            assert_eq!(tap.with_big_ipv6(mtu), tap);
+        }
+    }
+
+    #[test]
     fn limits_hold_for_every_mtu() {
         for mtu in 68..=65535 {
             let packet = GsoSizes::fit(mtu, UplinkKind::Packet);
@@ -145,6 +181,7 @@ mod tests {
             assert!(per_send == 1 || per_send * (mtu + 22) <= UDP_PAYLOAD_MAX);
             assert!(packet.ipv4_max_size <= BIG && packet.max_size <= LEGACY_MAX);
             assert!(packet.max_size.min(packet.ipv4_max_size) >= HEADER_ROOM);
+            assert!(packet.with_big_ipv6(mtu).max_size <= BIG);
             assert!(GsoSizes::fit(mtu, UplinkKind::Tap).ipv4_max_size <= LEGACY_MAX);
         }
     }

@@ -14,6 +14,7 @@
 //! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
 //! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
+//! - [`jumbo_support`]: what the kernel does with TCP over IPv6 beyond 64 KiB.
 //!
 //! Every verb is idempotent: a second call with the same arguments repairs. A verb that fails takes
 //! back what it did (see `undo.rs`). Dropping the future of a verb half-way does not undo: run verbs
@@ -29,6 +30,7 @@ mod error;
 pub mod faults;
 mod gso;
 mod inspect;
+mod jumbo;
 mod link;
 mod mark;
 mod neigh;
@@ -47,6 +49,7 @@ pub use endpoint::{
 pub use error::HostError;
 pub use gso::{GsoSizes, UplinkKind};
 pub use inspect::{NetworkFound, inspect_network};
+pub use jumbo::{JumboSupport, jumbo_support};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;

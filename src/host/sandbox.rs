@@ -33,6 +33,8 @@ pub struct SegmentSpec {
     pub mtu: u32,
     /// How frames reach the agent.
     pub uplink: UplinkKind,
+    /// The kernel takes super-frames of TCP over IPv6 beyond 64 KiB ([`GsoSizes::with_big_ipv6`]).
+    pub big_ipv6: bool,
 }
 
 impl SegmentSpec {
@@ -53,7 +55,12 @@ impl SegmentSpec {
 
     /// The super-frame sizes of this segment's links in the network's namespace.
     pub fn gso(&self) -> GsoSizes {
-        GsoSizes::fit(self.mtu, self.uplink).for_delivery()
+        let sizes = GsoSizes::fit(self.mtu, self.uplink);
+        if self.big_ipv6 {
+            sizes.with_big_ipv6(self.mtu).for_delivery()
+        } else {
+            sizes.for_delivery()
+        }
     }
 
     fn has_v6(&self) -> bool {
@@ -618,6 +625,7 @@ mod tests {
             gateways: gateways.iter().map(|g| g.parse().unwrap()).collect(),
             mtu: 1450,
             uplink: UplinkKind::Packet,
+            big_ipv6: true,
         }
     }
 

@@ -63,7 +63,7 @@ pub enum Take {
     /// Every frame.
     #[default]
     All,
-    /// TCP over IPv4, or over IPv6 without extension headers; so all frames of a flow.
+    /// TCP over IPv4, or over IPv6 with at most a hop-by-hop header; so all frames of a flow.
     Tcp,
     /// What [`Take::Tcp`] does not take.
     AllButTcp,
@@ -329,21 +329,22 @@ fn filter(fd: BorrowedFd<'_>, take: Take) -> io::Result<()> {
         Take::AllButTcp => (0, KEEP_WHOLE),
     };
     let program = [
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_LEN, 0, 0, 0),
+        LOAD_LENGTH,
         // What is too short to tell is kept, too, by the one that takes the rest: a load beyond the end would
         // let nobody have it.
-        instruction(
-            libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
-            0,
-            8,
-            IPV4_PROTOCOL_AT + 1,
-        ),
+        skip_if_shorter(IPV4_PROTOCOL_AT + 1, 13),
         load(libc::BPF_H, ETHERTYPE_AT),
         jump_if(libc::ETH_P_IP as u32, 0, 2),
         load(libc::BPF_B, IPV4_PROTOCOL_AT),
-        jump_if(libc::IPPROTO_TCP as u32, 3, 4),
-        jump_if(libc::ETH_P_IPV6 as u32, 0, 3),
+        jump_if(libc::IPPROTO_TCP as u32, 8, 9),
+        jump_if(libc::ETH_P_IPV6 as u32, 0, 8),
         load(libc::BPF_B, IPV6_NEXT_HEADER_AT),
+        jump_if(libc::IPPROTO_TCP as u32, 5, 0),
+        // Linux before 7.0 puts a hop-by-hop header into TCP's super-frames beyond 64 KiB.
+        jump_if(libc::IPPROTO_HOPOPTS as u32, 0, 5),
+        LOAD_LENGTH,
+        skip_if_shorter(IPV6_HOP_BY_HOP_AT + 1, 3),
+        load(libc::BPF_B, IPV6_HOP_BY_HOP_AT),
         jump_if(libc::IPPROTO_TCP as u32, 0, 1),
         keep(tcp),
         keep(rest),
@@ -356,6 +357,16 @@ const KEEP_WHOLE: u32 = u32::MAX;
 const ETHERTYPE_AT: u32 = 12;
 const IPV4_PROTOCOL_AT: u32 = 14 + 9;
 const IPV6_NEXT_HEADER_AT: u32 = 14 + 6;
+/// The first byte of a hop-by-hop header tells what follows it.
+const IPV6_HOP_BY_HOP_AT: u32 = 14 + 40;
+
+/// Loads the length of the frame.
+const LOAD_LENGTH: libc::sock_filter = libc::sock_filter {
+    code: (libc::BPF_LD | libc::BPF_W | libc::BPF_LEN) as u16,
+    jt: 0,
+    jf: 0,
+    k: 0,
+};
 
 /// Ends the program: the first `len` bytes are kept.
 fn keep(len: u32) -> libc::sock_filter {
@@ -369,6 +380,11 @@ fn load(size: u32, at: u32) -> libc::sock_filter {
 /// Leaves out so many instructions when what was loaded is `value`, and so many when it is not.
 fn jump_if(value: u32, yes: u8, no: u8) -> libc::sock_filter {
     instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value)
+}
+
+/// Leaves out so many instructions when what was loaded is below `value`.
+fn skip_if_shorter(value: u32, no: u8) -> libc::sock_filter {
+    instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, no, value)
 }
 
 fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {

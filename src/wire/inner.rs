@@ -16,6 +16,7 @@ pub use super::ethernet::{
     LEN as ETHERNET_LEN,
 };
 pub use super::ipv4::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use super::ipv6::{HOP_BY_HOP, JUMBO_OPTION, PAYLOAD_MAX};
 
 /// What the frame carries at layer 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,10 @@ pub enum Malformed {
     /// before the upper layer starts (RFC 7112 §5: such packets hide what they carry).
     #[error("IPv6 extension headers are cut short, too many, or not all in the first fragment")]
     BadExtensionHeader,
+    /// A jumbo payload option (RFC 2675) elsewhere than in a super-frame: no packet on a wire is so long, and its
+    /// length would be anybody's guess.
+    #[error("a jumbo payload option in a packet that has a length")]
+    JumboOption,
     /// More than two VLAN tags.
     #[error("more than two VLAN tags")]
     NestedVlan,
@@ -245,7 +250,8 @@ fn ipv6<const SUPER: bool>(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
     }
     let room = frame.len() - l3 - 40;
     let mut payload_len = usize::from(u16::from_be_bytes([head[4], head[5]]));
-    if SUPER && payload_len == 0 && room > 0xffff {
+    let jumbo = SUPER && payload_len == 0 && room > PAYLOAD_MAX;
+    if jumbo {
         payload_len = room;
     }
     if payload_len > room {
@@ -255,6 +261,9 @@ fn ipv6<const SUPER: bool>(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
     let end = start + payload_len;
     let (tos, proto) = (head[0] << 4 | head[1] >> 4, head[6]);
     if matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION) {
+        if !jumbo && proto == HOP_BY_HOP && has_jumbo_option(&frame[start..end]) {
+            return Err(Malformed::JumboOption);
+        }
         return extensions(&frame[..end], start, proto, tos);
     }
     let has_upper = payload_len > 0 && proto != NO_NEXT_HEADER;
@@ -310,6 +319,22 @@ fn extensions(packet: &[u8], start: usize, proto: u8, tos: u8) -> Result<Net, Ma
     Err(Malformed::BadExtensionHeader)
 }
 
+/// Whether a hop-by-hop header holds a jumbo payload option. One that is cut short, or not the first header, is nobody's.
+#[cold]
+fn has_jumbo_option(header: &[u8]) -> bool {
+    let len = header.get(1).map_or(0, |words| usize::from(*words) * 8 + 8);
+    let mut options = header.get(2..len.min(header.len())).unwrap_or_default();
+    while let [kind, rest @ ..] = options {
+        options = match (*kind, rest) {
+            (JUMBO_OPTION, _) => return true,
+            (0, rest) => rest,
+            (_, [len, rest @ ..]) => rest.get(usize::from(*len)..).unwrap_or_default(),
+            (_, []) => return false,
+        };
+    }
+    false
+}
+
 fn arp(frame: &[u8], l3: usize) -> Result<Net, Malformed> {
     let end = l3 + ARP_LEN;
     if end > frame.len() {
@@ -360,7 +385,6 @@ pub(crate) fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<&[u8; N]>
 }
 
 const ARP_LEN: usize = 28;
-const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
@@ -448,6 +472,38 @@ mod tests {
         check(&ip4(5, 29, 0, &[0; 8]), Malformed::LengthBeyondFrame);
         check(&ip4(5, 28, 0, &[0; 8])[..19], Malformed::Short);
         check(&ip6(17, 8, &[0; 8]), Malformed::BadIpVersion);
+    }
+
+    #[test]
+    fn a_jumbo_option_is_for_super_frames_alone() {
+        let options: [&[u8]; 4] = [
+            &[6, 0, 0xc2, 4, 0, 1, 0x11, 0x78],
+            &[6, 1, 1, 2, 0, 0, 0xc2, 4, 0, 1, 0x11, 0x78, 1, 2, 0, 0],
+            &[6, 1, 0, 0, 5, 2, 0, 0, 0xc2, 4, 0, 1, 0, 0, 0, 0],
+            &[6, 0, 1, 3, 0, 0, 0, 0xc2],
+        ];
+        for options in options {
+            let packet = |len: usize, field| {
+                let payload = [options, &vec![0x50; len]].concat();
+                ethernet(&[ETHERTYPE_IPV6], &ip6(HOP_BY_HOP, field, &payload))
+            };
+            let small = packet(40, 40 + options.len() as u16);
+            assert_eq!(parse(&small), Err(Malformed::JumboOption));
+            assert_eq!(parse_super(&small), Err(Malformed::JumboOption));
+            let big = packet(70_000, 0);
+            assert_eq!(parse_super(&big).unwrap().end, big.len());
+            assert_eq!(parse(&big), Err(Malformed::BadExtensionHeader));
+        }
+        // In another header the number means nothing, nor does it in the data of another option.
+        let data = ip6(
+            HOP_BY_HOP,
+            16,
+            &[60, 0, 0x1e, 4, 0xc2, 4, 0, 0, 17, 0, 0xc2, 4, 0, 0, 0, 0],
+        );
+        assert!(parse(&ethernet(&[ETHERTYPE_IPV6], &data)).is_ok());
+        let cut = ip6(HOP_BY_HOP, 9, &[17, 5, 0xc2, 4, 0, 0, 0, 0, 0]);
+        let cut = parse(&ethernet(&[ETHERTYPE_IPV6], &cut));
+        assert!(cut.is_err(), "{cut:?}");
     }
 
     #[test]

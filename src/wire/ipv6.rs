@@ -17,6 +17,28 @@ use super::inner::{Inner, Kind, chunk};
 pub const LEN: usize = 40;
 /// The smallest MTU a link may have (RFC 8200 §5).
 pub const MTU_MIN: usize = 1280;
+/// How Linux tells that TCP over IPv6 is longer than the payload length field can say (BIG TCP). Such packets exist
+/// between hosts' network stacks only, never on a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Jumbo {
+    /// By a payload length of zero and nothing else, as over IPv4 (Linux 7.0).
+    Plain,
+    /// By a payload length of zero and [`PADDING`] behind the fixed header. `ip6_rcv_core` takes the buffer's length
+    /// for the packet's where a hop-by-hop header follows a length of zero. The header that Linux itself writes there
+    /// holds the jumbo payload option (RFC 2675), and will not do: segmentation takes it away, and frames of a packet
+    /// socket pass segmentation even where they stay whole (`SKB_GSO_DODGY`). Padding stays, and where the frame is
+    /// cut after all, its segments are valid.
+    Padded,
+}
+
+/// A hop-by-hop header that says nothing (RFC 8200 §4.2, PadN), TCP behind it.
+pub const PADDING: [u8; 8] = [super::ipv4::PROTO_TCP, 0, 1, 4, 0, 0, 0, 0];
+/// The option of a hop-by-hop header that holds a packet's length instead of the payload length field (RFC 2675 §2).
+pub const JUMBO_OPTION: u8 = 0xc2;
+/// The number of a hop-by-hop header.
+pub const HOP_BY_HOP: u8 = 0;
+/// The longest packet behind a fixed header that the payload length field can name.
+pub const PAYLOAD_MAX: usize = 65_535;
 /// All nodes on the link, `ff02::1`.
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 

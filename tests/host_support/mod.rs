@@ -77,6 +77,7 @@ impl Place {
                 gateways: list.iter().map(|g| g.parse().unwrap()).collect(),
                 mtu: 1450,
                 uplink: UplinkKind::Packet,
+                big_ipv6: true,
             });
         NetworkSpec {
             netns_path: self.path(&id),
@@ -130,7 +131,7 @@ impl Place {
             },
             addresses: vec![address],
             mtu: 1450,
-            gso: GsoSizes::fit(1450, UplinkKind::Packet),
+            gso: GsoSizes::fit(1450, UplinkKind::Packet).with_big_ipv6(1450),
             routes: Vec::new(),
             owner: "test-node".into(),
             isolate_spoofing: true,

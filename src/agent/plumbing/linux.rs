@@ -25,8 +25,8 @@ use crate::agent::network::{MTU_INNER_MIN, MTU_INNER_MIN_IPV6, overhead};
 use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, UplinkSource};
 use crate::dataplane::verdict::DropReason;
 use crate::host::{
-    EndpointSpec, GsoSizes, HostError, NetworkSandbox, NetworkSpec, SegmentLinks, SegmentSpec,
-    UplinkKind, WorkloadRef,
+    EndpointSpec, GsoSizes, HostError, JumboSupport, NetworkSandbox, NetworkSpec, SegmentLinks,
+    SegmentSpec, UplinkKind, WorkloadRef,
 };
 use crate::sys::clock::now_ns;
 use crate::sys::packet::{PacketOptions, PacketSocket};
@@ -52,6 +52,8 @@ struct Shared {
     run_dir: PathBuf,
     uplink: UplinkKind,
     big: bool,
+    /// TCP over IPv6 fills super-frames beyond 64 KiB, too.
+    big_ipv6: bool,
     tables: Mutex<TableWriter>,
     dataplane: RwLock<Option<Dataplane>>,
     held: Mutex<HashMap<String, Held>>,
@@ -105,6 +107,12 @@ impl LinuxPlumbing {
         if !big {
             config.worker.merge.max_len = config.worker.merge.max_len.min(65_535);
         }
+        let jumbo = if big {
+            jumbo_support().await
+        } else {
+            JumboSupport::default()
+        };
+        config.worker.merge.jumbo = jumbo.taken;
         if off("coalesce") {
             config.worker.merge.max_segments = 1;
             config.worker.merge.udp_segments_max = 1;
@@ -118,6 +126,7 @@ impl LinuxPlumbing {
             run_dir: settings.run_dir.clone(),
             uplink,
             big,
+            big_ipv6: jumbo.made,
             tables: Mutex::new(writer),
             dataplane: RwLock::new(Some(dataplane)),
             held: Mutex::default(),
@@ -202,6 +211,14 @@ fn choose_uplink(wish: Uplink) -> Outcome<UplinkKind> {
     }
 }
 
+/// Without an answer TCP over IPv6 stays below 64 KiB.
+async fn jumbo_support() -> JumboSupport {
+    crate::host::jumbo_support().await.unwrap_or_else(|error| {
+        tracing::info!(%error, "super-frames of TCP over IPv6 stay below 64 KiB");
+        JumboSupport::default()
+    })
+}
+
 impl Shared {
     fn tables(&self) -> MutexGuard<'_, TableWriter> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
@@ -241,6 +258,7 @@ impl Shared {
                 gateways: segment.gateways.clone(),
                 mtu,
                 uplink: self.uplink,
+                big_ipv6: self.big_ipv6,
             });
         NetworkSpec {
             id: plan.id.clone(),
@@ -483,6 +501,10 @@ impl Shared {
         } else {
             UplinkKind::Tap
         };
+        let mut gso = GsoSizes::fit(mtu, sizes);
+        if self.big_ipv6 {
+            gso = gso.with_big_ipv6(mtu);
+        }
         let spec = EndpointSpec {
             network_netns: self.netns_path(&plan.network),
             id: plan.id,
@@ -493,7 +515,7 @@ impl Shared {
             mac: plan.mac,
             addresses: plan.ips,
             mtu,
-            gso: GsoSizes::fit(mtu, sizes),
+            gso,
             routes: plan.routes,
             owner: self.node.clone(),
             isolate_spoofing: !plan.interop,
@@ -677,6 +699,9 @@ impl Plumbing for LinuxPlumbing {
             .offloads
             .insert("udp_gro".into(), word(offloads.receive_coalescing));
         status.offloads.insert("big".into(), word(self.shared.big));
+        status
+            .offloads
+            .insert("big_ipv6".into(), word(self.shared.big_ipv6));
         status
     }
 

@@ -29,6 +29,7 @@ impl Buffers for Pool {
 pub fn run(data: &[u8]) {
     let limits = Limits {
         max_len: 1200,
+        jumbo: None,
         max_segments: 6,
         udp_segments_max: 4,
     };
@@ -64,6 +65,7 @@ pub fn run(data: &[u8]) {
             port: u32::from(how & 3),
             verified: false,
             mtu: 400,
+            ends_here: true,
         };
         arrived += 1;
         merger.push(&mut pool, piece, &parsed, meta, &mut out);

@@ -7,7 +7,7 @@ use crate::dataplane::split::tests::frames::{
     ACK, CWR, ECE, FIN, PSH, RST, SYN, Spec, Sum, URG, bytes,
 };
 
-/// Buffers that hold one frame each.
+/// Buffers that hold one frame each, behind as much room as a VXLAN header leaves.
 struct Pool(Vec<Vec<u8>>);
 
 impl Buffers for Pool {
@@ -28,8 +28,10 @@ struct Out {
     port: u32,
 }
 
+const GAP: usize = 8;
 const LIMITS: Limits = Limits {
     max_len: 190_000,
+    jumbo: None,
     max_segments: 200,
     udp_segments_max: 64,
 };
@@ -37,6 +39,7 @@ const PROVED: Meta = Meta {
     port: 1,
     verified: true,
     mtu: 1450,
+    ends_here: true,
 };
 const UNPROVED: Meta = Meta {
     verified: false,
@@ -44,7 +47,8 @@ const UNPROVED: Meta = Meta {
 };
 
 fn run_with(limits: Limits, frames: &[(Vec<u8>, Meta)]) -> Vec<Out> {
-    let mut pool = Pool(frames.iter().map(|(f, _)| f.clone()).collect());
+    let pool = frames.iter().map(|(f, _)| [&[0xa5; GAP][..], f].concat());
+    let mut pool = Pool(pool.collect());
     let mut merger = Merger::new(4, limits);
     let mut got = Vec::new();
     let mut out = |pool: &mut Pool, d: Delivery<'_>| {
@@ -61,7 +65,7 @@ fn run_with(limits: Limits, frames: &[(Vec<u8>, Meta)]) -> Vec<Out> {
     for (i, (frame, meta)) in frames.iter().enumerate() {
         let piece = Piece {
             buffer: i as u16,
-            start: 0,
+            start: GAP as u32,
             len: frame.len() as u32,
         };
         let parsed = inner::parse(frame).unwrap();
@@ -240,6 +244,86 @@ fn a_tcp_chain_ends_at_the_segment_and_length_limits() {
     assert_eq!(shape(limit(66 + 300, 200)), [3, 3, 3, 1]);
     assert_eq!(shape(limit(66 + 299, 200)), [2, 2, 2, 2, 2]);
     assert_eq!(shape(limit(0, 0)), [1; 10]);
+}
+
+/// 60 segments of 1378 bytes of TCP over IPv6, merged in this form.
+fn merge_jumbo(jumbo: Option<Jumbo>, change: impl FnOnce(&mut Spec)) -> (Spec, Vec<Out>) {
+    let mut whole = Spec::tcp6(&bytes(60 * 1378));
+    change(&mut whole);
+    let frames = whole.segments(1378);
+    let frames: Vec<_> = frames.iter().map(|s| (s.build(), UNPROVED)).collect();
+    let got = run_with(Limits { jumbo, ..LIMITS }, &frames);
+    whole.checksum = Sum::Unfinished;
+    (whole, got)
+}
+
+#[test]
+fn tcp_over_ipv6_stays_below_64_kilobytes_where_the_kernel_takes_no_more() {
+    let (_, got) = merge_jumbo(None, |_| ());
+    assert_eq!(got.iter().map(|o| o.frames).collect::<Vec<_>>(), [47, 13]);
+}
+
+#[test]
+fn a_plain_jumbo_frame_has_a_payload_length_of_zero() {
+    let (whole, got) = merge_jumbo(Some(Jumbo::Plain), |_| ());
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].frame[18..20], [0, 0]);
+    assert_eq!(got[0].frame, whole.build());
+    let start = got[0].vnet.csum_start;
+    assert_eq!((start, got[0].vnet.gso_size), (54, 1378));
+}
+
+#[test]
+fn a_padded_jumbo_frame_has_a_hop_by_hop_header_and_segments_smaller_by_it() {
+    for tags in [vec![], vec![(0x8100, 5)]] {
+        let (whole, got) = merge_jumbo(Some(Jumbo::Padded), |s| s.tags = tags);
+        let with = Spec {
+            extensions: Some((0, vec![6, 0, 1, 4, 0, 0, 0, 0])),
+            ..whole
+        };
+        let want = VnetHdr {
+            flags: VnetHdr::NEEDS_CSUM,
+            gso_type: VnetHdr::GSO_TCPV6,
+            hdr_len: with.header_len() as u16,
+            gso_size: 1370,
+            csum_start: with.l4() as u16,
+            csum_offset: 16,
+        };
+        assert_eq!(got.len(), 1);
+        assert_eq!((got[0].vnet, got[0].frames), (want, 60));
+        // The pseudo-header knows nothing of extension headers.
+        assert!(got[0].frame == with.build());
+    }
+}
+
+#[test]
+fn what_may_be_forwarded_gets_no_padding() {
+    let frames = Spec::tcp6(&bytes(60 * 1378)).segments(1378);
+    let passing = Meta {
+        ends_here: false,
+        ..PROVED
+    };
+    let frames: Vec<_> = frames.iter().map(|s| (s.build(), passing)).collect();
+    let counts = |jumbo| {
+        let got = run_with(Limits { jumbo, ..LIMITS }, &frames);
+        got.iter().map(|o| o.frames).collect::<Vec<_>>()
+    };
+    assert_eq!(counts(Some(Jumbo::Padded)), [47, 13]);
+    assert_eq!(counts(Some(Jumbo::Plain)), [60]);
+}
+
+#[test]
+fn a_frame_that_just_has_a_length_gets_no_padding() {
+    let (whole, got) = merge_jumbo(Some(Jumbo::Padded), |s| {
+        s.payload.truncate(65_535 - 32);
+    });
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].frame[18..21], [0xff, 0xff, 6]);
+    assert_eq!(got[0].frame, whole.build());
+    let (_, got) = merge_jumbo(Some(Jumbo::Padded), |s| {
+        s.payload.truncate(65_535 - 31);
+    });
+    assert_eq!(got[0].frame[18..21], [0, 0, 0]);
 }
 
 #[test]

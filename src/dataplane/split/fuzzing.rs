@@ -2,7 +2,7 @@
 
 use super::{HEADERS_MAX, finish_checksum, plan};
 use crate::wire::frame::FrameBuilder;
-use crate::wire::{VnetHdr, inner, l4};
+use crate::wire::{VnetHdr, inner, ipv6, l4};
 
 /// Cuts the frame and finishes its checksum as the virtio header says.
 ///
@@ -72,5 +72,24 @@ pub fn seeds() -> Vec<Vec<u8>> {
             tcp(v6().extension(60, &[0, 1, 4, 0, 0, 0, 0])),
         ),
         seed(VnetHdr::GSO_NONE, 34, tcp(v4())),
+        jumbo(ipv6::PADDING),
+        jumbo([6, 0, ipv6::JUMBO_OPTION, 4, 0, 1, 0x04, 0x28]),
     ]
+}
+
+/// TCP over IPv6 beyond 64 KiB: 66,600 bytes behind the fixed header, eight of them this one.
+fn jumbo(header: [u8; 8]) -> Vec<u8> {
+    let vnet = VnetHdr {
+        flags: VnetHdr::NEEDS_CSUM,
+        gso_type: VnetHdr::GSO_TCPV6,
+        gso_size: 30_000,
+        csum_start: 62,
+        csum_offset: 16,
+        ..VnetHdr::default()
+    };
+    let frame = FrameBuilder::v6()
+        .extension(ipv6::HOP_BY_HOP, &header[1..])
+        .tcp(40000, 80)
+        .payload(&[0; 66_572]);
+    [&vnet.to_bytes()[..], &frame.build()].concat()
 }

@@ -187,22 +187,62 @@ fn a_big_ipv6_frame_loses_its_jumbo_header() {
         checksum: Sum::Unfinished,
         ..plain.clone()
     };
-    let got = cut(&with.build(), &vnet(&with, 1378)).unwrap();
+    let ours = Spec {
+        extensions: Some((0, ipv6::PADDING.to_vec())),
+        ..with.clone()
+    };
     let want: Vec<_> = plain.segments(1378).iter().map(Spec::build).collect();
-    assert!(got == want);
+    for spec in [with, ours] {
+        assert!(cut(&spec.build(), &vnet(&spec, 1378)).unwrap() == want);
+    }
     // Newer kernels leave it out from the start.
     check(plain, 1378);
 }
 
 #[test]
-fn a_jumbo_option_that_lies_is_refused() {
+fn a_hop_by_hop_header_of_any_other_form_is_refused_in_a_frame_without_length() {
     let payload = bytes(70_000);
-    let jumbo = [&[6, 0, 0xc2, 4][..], &70_039u32.to_be_bytes()].concat();
-    let spec = Spec {
-        extensions: Some((0, jumbo)),
-        ..Spec::tcp6(&payload)
+    let refuse = |first, header: &[u8]| {
+        let spec = Spec {
+            extensions: Some((first, header.to_vec())),
+            ..Spec::tcp6(&payload)
+        };
+        refuse(&spec, |_, _| (), SplitError::LengthMismatch);
     };
-    refuse(&spec, |_, _| (), SplitError::LengthMismatch);
+    // 70,040 bytes follow the fixed header where this one has eight.
+    let right = [6, 0, 0xc2, 4, 0, 1, 0x11, 0x98];
+    assert_eq!(right[4..], 70_040_u32.to_be_bytes());
+    for at in [3, 5, 7] {
+        let mut wrong = right;
+        wrong[at] ^= 1;
+        refuse(0, &wrong);
+        let mut wrong = ipv6::PADDING;
+        wrong[at] ^= 1;
+        refuse(0, &wrong);
+    }
+    refuse(60, &right);
+    refuse(60, &ipv6::PADDING);
+    refuse(
+        0,
+        &[&[60, 0][..], &right[2..], &[6, 0, 1, 4, 0, 0, 0, 0]].concat(),
+    );
+    refuse(
+        0,
+        &[6, 1, 1, 2, 0, 0, 0xc2, 4, 0, 1, 0x11, 0xa0, 1, 2, 0, 0],
+    );
+}
+
+#[test]
+fn a_jumbo_option_beside_a_length_is_refused() {
+    let spec = Spec {
+        extensions: Some((0, vec![6, 0, 0xc2, 4, 0, 1, 0, 0])),
+        ..Spec::tcp6(&bytes(300))
+    };
+    refuse(
+        &spec,
+        |_, _| (),
+        SplitError::Malformed(Malformed::JumboOption),
+    );
 }
 
 #[test]
