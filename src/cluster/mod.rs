@@ -2,3 +2,6 @@
 //!
 //! Pure: bytes, time and chance are arguments, and what is to be sent or stored is returned. So a
 //! simulation runs this very code with hundreds of nodes in virtual time.
+
+pub mod ipam;
+pub mod manager;

@@ -27,7 +27,7 @@ pub const OPTION_BUM_RATE: &str = "weft.bum-rate";
 pub const DRIVER_OVERLAY: &str = "overlay";
 
 /// Body of `POST /v1/networks`, a subset of Docker's with `Id` added.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct CreateNetwork {
     /// The network's name.
@@ -72,7 +72,7 @@ pub struct CreateNetwork {
 }
 
 /// The `IPAM` part of [`CreateNetwork`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct IpamRequest {
     /// `default` or nothing.
@@ -87,7 +87,7 @@ pub struct IpamRequest {
 }
 
 /// One subnet of [`IpamRequest`], as text so that errors can quote it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 pub struct IpamConfigRequest {
     /// The subnet in CIDR form; empty when only a gateway is given.
