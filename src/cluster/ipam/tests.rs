@@ -9,7 +9,7 @@ use crate::cluster::manager::command::{
     Actor, Authority, COMMAND_VERSION, Command, Envelope, InitCluster, NodeWish, Settings, Stamp,
     TokenWish,
 };
-use crate::cluster::manager::ids::{Digest, Key, RequestId, Role, SecretText};
+use crate::cluster::manager::ids::{Digest, Key, RequestId, Role, SecretText, VerifyKey};
 use crate::cluster::manager::reply::{Outcome, Reply};
 use crate::cluster::manager::state::State;
 use crate::cluster::manager::watch::Update;
@@ -273,6 +273,7 @@ impl World {
             control: Some(([192, 0, 2, n as u8 + 1], 2377).into()),
             epoch: 1,
             certificate: Digest::from_bytes([n as u8; 32]),
+            verify_key: VerifyKey::from_bytes([n as u8; 32]),
         };
         let secret = Digest::from_bytes([0xee; 32]);
         let mut world = World {

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
-use super::ids::{Digest, Key, NodeId, RequestId, Role, SecretText};
+use super::ids::{Digest, Key, NodeId, RequestId, Role, SecretText, VerifyKey};
+use super::json;
 use crate::model::request::CreateNetwork;
 
 /// Version of the commands that this code writes and the newest that it reads.
@@ -56,7 +57,7 @@ pub struct Envelope {
     /// When, by the leader's clocks.
     pub stamp: Stamp,
     /// What.
-    #[serde(serialize_with = "to_json", deserialize_with = "from_json")]
+    #[serde(with = "json")]
     pub command: Command,
 }
 
@@ -105,6 +106,8 @@ pub struct NodeWish {
     pub epoch: u64,
     /// Digest of its certificate.
     pub certificate: Digest,
+    /// What its gossip is verified with.
+    pub verify_key: VerifyKey,
 }
 
 /// Whether a node takes new workloads.
@@ -445,14 +448,4 @@ impl Command {
             _ => None,
         }
     }
-}
-
-fn to_json<S: Serializer>(command: &Command, s: S) -> Result<S::Ok, S::Error> {
-    let text = serde_json::to_string(command).map_err(serde::ser::Error::custom)?;
-    s.serialize_str(&text)
-}
-
-fn from_json<'de, D: Deserializer<'de>>(d: D) -> Result<Command, D::Error> {
-    let text = String::deserialize(d)?;
-    serde_json::from_str(&text).map_err(de::Error::custom)
 }

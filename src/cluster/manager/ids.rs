@@ -184,6 +184,39 @@ impl FromStr for Digest {
 
 as_text!(Digest);
 
+/// The public half of the key that a node signs its gossip with (Ed25519).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VerifyKey([u8; 32]);
+
+impl VerifyKey {
+    /// From its bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> VerifyKey {
+        VerifyKey(bytes)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for VerifyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Digest(self.0), f)
+    }
+}
+
+impl FromStr for VerifyKey {
+    type Err = BadText;
+
+    fn from_str(text: &str) -> Result<VerifyKey, BadText> {
+        let bad = || BadText::new(text, "a public key of 64 hexadecimal digits");
+        unhex(text).map(VerifyKey).ok_or_else(bad)
+    }
+}
+
+as_text!(VerifyKey);
+
 /// A key of 32 bytes. It serialises, for it has to reach the log, but does not print.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 32]);

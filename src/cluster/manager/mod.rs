@@ -12,15 +12,22 @@
 //! | [`nodes`], [`networks`], [`leases`], [`secrets`] | its parts, one per kind of thing |
 //! | [`audit`], [`retry`] | what was asked by whom; outcomes that wait to be asked for again |
 //! | [`watch`] | what followers get: a snapshot, then changes by revision |
+//! | [`store`] | vote, log and snapshot on disk |
+//! | [`raft`] | the log agreed on by several, and a manager at work |
+//! | [`rpc`] | what managers and nodes say to each other |
 
 pub mod audit;
 pub mod command;
 pub mod ids;
+pub mod json;
 pub mod leases;
 pub mod networks;
 pub mod nodes;
+pub mod raft;
 pub mod reply;
 pub mod retry;
+pub mod rpc;
 pub mod secrets;
 pub mod state;
+pub mod store;
 pub mod watch;

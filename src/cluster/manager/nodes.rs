@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::command::{Availability, NodeStatus, NodeWish};
-use super::ids::{Digest, NodeId, Role};
+use super::ids::{Digest, NodeId, Role, VerifyKey};
 use super::reply::{Outcome, Refusal, Reply};
 use super::state::{Cluster, Scene};
 use super::watch::Change;
@@ -19,6 +19,8 @@ use crate::model::network::check_name;
 pub struct Node {
     /// Its id.
     pub id: NodeId,
+    /// Its number, for compact encodings; never given to another node.
+    pub number: u64,
     /// Its unique name.
     pub name: String,
     /// Its VTEP.
@@ -39,6 +41,8 @@ pub struct Node {
     pub raft_id: Option<u64>,
     /// Digest of its certificate.
     pub certificate: Digest,
+    /// What its gossip is verified with.
+    pub verify_key: VerifyKey,
     /// Wall clock of the leader when it joined, in milliseconds since 1970.
     pub joined_ms: u64,
     /// Cluster time since which it has been down.
@@ -121,8 +125,10 @@ impl Cluster {
             return Err(Refusal::NoControlAddress(wish.name.clone()));
         }
         let raft_id = (role == Role::Manager).then(|| self.next_raft_id());
+        let number = self.next_number();
         let node = Node {
             id: wish.id,
+            number,
             name: wish.name.clone(),
             vtep: wish.vtep,
             control: wish.control,
@@ -132,12 +138,17 @@ impl Cluster {
             status: NodeStatus::Ready,
             raft_id,
             certificate: wish.certificate,
+            verify_key: wish.verify_key,
             joined_ms: scene.stamp.wall_ms,
             down_since_ms: None,
         };
         scene.changes.push(Change::Node(Box::new(node.clone())));
         self.nodes.insert(node.id, node);
-        Ok(Reply::Joined { role, raft_id })
+        Ok(Reply::Joined {
+            role,
+            number,
+            raft_id,
+        })
     }
 
     fn check_addresses(

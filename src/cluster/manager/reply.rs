@@ -24,6 +24,8 @@ pub enum Reply {
     Joined {
         /// What the token made it.
         role: Role,
+        /// Its number, for compact encodings.
+        number: u64,
         /// Its number in the Raft group, of a manager.
         raft_id: Option<u64>,
     },

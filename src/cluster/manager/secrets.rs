@@ -84,9 +84,14 @@ impl KeyRing {
 impl Cluster {
     /// The role that a token proves.
     pub fn role_of_token(&self, hash: Digest, wall_ms: u64) -> Result<Role, Refusal> {
-        // Looks at all of them, however early one fits.
-        let fits = self.tokens.iter().filter(|token| token.hash == hash);
-        let token = fits.last().ok_or(Refusal::TokenUnknown)?;
+        let mut found = None;
+        for token in &self.tokens {
+            // Looks at all of them, however early one fits.
+            if token.hash == hash {
+                found = Some(token);
+            }
+        }
+        let token = found.ok_or(Refusal::TokenUnknown)?;
         match token.expires_ms {
             Some(end) if end <= wall_ms => Err(Refusal::TokenExpired {
                 role: token.role,

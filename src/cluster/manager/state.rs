@@ -65,6 +65,7 @@ pub struct Cluster {
     pub(super) leases: Leases,
     last_fence: u64,
     last_raft_id: u64,
+    last_number: u64,
 }
 
 /// Where and when a command takes effect, and what it changes for watchers.
@@ -199,15 +200,17 @@ impl State {
         cluster.run(&mut scene, command)
     }
 
-    /// Whether [`Command::Tick`] would do something at this time.
-    pub fn is_due(&self, now: Stamp) -> bool {
-        let Some(cluster) = &self.cluster else {
-            return false;
-        };
+    /// The cluster time at which [`Command::Tick`] has something to do; `None` if nothing waits for time.
+    pub fn next_due(&self) -> Option<u64> {
+        let cluster = self.cluster.as_ref()?;
         let down = cluster.nodes.values().filter(|n| cluster.holds_any(n.id));
         let reclaim = down.filter_map(|node| cluster.reclaim_at(node)).min();
-        let next = reclaim.into_iter().chain(cluster.next_rest_end()).min();
-        next.is_some_and(|at| at <= now.cluster_ms)
+        reclaim.into_iter().chain(cluster.next_rest_end()).min()
+    }
+
+    /// Whether [`Command::Tick`] would do something at this time.
+    pub fn is_due(&self, now: Stamp) -> bool {
+        self.next_due().is_some_and(|at| at <= now.cluster_ms)
     }
 
     /// Everything, as a watcher gets it first.
@@ -296,6 +299,7 @@ impl Cluster {
             leases: Leases::new(),
             last_fence: 0,
             last_raft_id: 0,
+            last_number: 0,
         };
         for token in &wish.tokens {
             cluster.token_add(scene, token)?;
@@ -464,6 +468,11 @@ impl Cluster {
     pub(super) fn next_fence(&mut self) -> u64 {
         self.last_fence += 1;
         self.last_fence
+    }
+
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 
     pub(super) fn next_raft_id(&mut self) -> u64 {

@@ -238,6 +238,17 @@ impl Replica {
         })
     }
 
+    /// Whether a node holds addresses of a network: only then may it have endpoints there.
+    pub fn takes_part(&self, node: NodeId, network: &str) -> bool {
+        let blocks = self.blocks.get(network).into_iter().flatten();
+        let mut claims = self
+            .claims
+            .get(network)
+            .into_iter()
+            .flat_map(|c| c.values());
+        blocks.into_iter().any(|(_, block)| block.node == node) || claims.any(|c| c.node == node)
+    }
+
     fn apply(&mut self, change: &Change) {
         match change {
             Change::Identity(identity) => self.identity = Some((**identity).clone()),

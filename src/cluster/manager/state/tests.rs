@@ -10,7 +10,7 @@ use crate::cluster::ipam::space::Space;
 use crate::cluster::manager::command::{
     Actor, Availability, BlockRef, BlockUse, NodeStatus, NodeWish, TokenWish,
 };
-use crate::cluster::manager::ids::{Digest, Key, RequestId, SecretText};
+use crate::cluster::manager::ids::{Digest, Key, RequestId, SecretText, VerifyKey};
 use crate::cluster::manager::reply::Granted;
 use crate::cluster::manager::watch::{History, Replica, Update};
 use crate::model::error::ErrorCode;
@@ -42,6 +42,7 @@ fn wish_of(n: u8) -> NodeWish {
         control: Some(([192, 0, 2, n], 2377).into()),
         epoch: 1,
         certificate: Digest::from_bytes([n; 32]),
+        verify_key: VerifyKey::from_bytes([n; 32]),
     }
 }
 
@@ -278,6 +279,7 @@ fn a_cluster_is_made_once() {
     let reply = fixture.run(init(Settings::default())).unwrap();
     let first = Reply::Joined {
         role: Role::Manager,
+        number: 1,
         raft_id: Some(1),
     };
     assert_eq!(reply, first);
@@ -314,15 +316,24 @@ fn a_token_decides_the_role() {
         node: wish_of(n),
         token,
     };
-    let role = |role, raft_id| Ok(Reply::Joined { role, raft_id });
-    assert_eq!(fixture.run(join(2, WORKER)), role(Role::Worker, None));
-    assert_eq!(fixture.run(join(3, MANAGER)), role(Role::Manager, Some(2)));
+    let role = |role, number, raft_id| {
+        Ok(Reply::Joined {
+            role,
+            number,
+            raft_id,
+        })
+    };
+    assert_eq!(fixture.run(join(2, WORKER)), role(Role::Worker, 2, None));
+    assert_eq!(
+        fixture.run(join(3, MANAGER)),
+        role(Role::Manager, 3, Some(2))
+    );
     let strange = Digest::from_bytes([3; 32]);
     assert_eq!(fixture.run(join(4, strange)), Err(Refusal::TokenUnknown));
     let rotate = Command::TokenRotate(token(Role::Worker, strange, Some(60_000)));
     fixture.run(rotate).unwrap();
     assert_eq!(fixture.run(join(4, WORKER)), Err(Refusal::TokenUnknown));
-    assert_eq!(fixture.run(join(4, strange)), role(Role::Worker, None));
+    assert_eq!(fixture.run(join(4, strange)), role(Role::Worker, 4, None));
     fixture.wait(61_000);
     let expired = fixture.run(join(5, strange)).unwrap_err();
     assert_eq!(expired.code(), ErrorCode::TokenRefused);
@@ -330,7 +341,10 @@ fn a_token_decides_the_role() {
         expired.to_string(),
         "the join token of role worker expired 1 s ago"
     );
-    assert_eq!(fixture.run(join(5, MANAGER)), role(Role::Manager, Some(3)));
+    assert_eq!(
+        fixture.run(join(5, MANAGER)),
+        role(Role::Manager, 5, Some(3))
+    );
 }
 
 #[test]
