@@ -15,9 +15,12 @@
 //! | [`store`] | vote, log and snapshot on disk |
 //! | [`raft`] | the log agreed on by several, and a manager at work |
 //! | [`rpc`] | what managers and nodes say to each other |
+//! | [`gate`] | who may ask for what; joining, renewing certificates |
+//! | [`transport`] | mutual TLS |
 
 pub mod audit;
 pub mod command;
+pub mod gate;
 pub mod ids;
 pub mod json;
 pub mod leases;
@@ -30,4 +33,5 @@ pub mod rpc;
 pub mod secrets;
 pub mod state;
 pub mod store;
+pub mod transport;
 pub mod watch;
