@@ -7,6 +7,7 @@
 //! | L0 | [`wire`] | bytes on the wire: views, builders, checksums; pure |
 //! | L0 | [`sys`] | the only `unsafe`: packet sockets, TAP, UDP offloads, epoll, namespaces |
 //! | L1 | [`tables`] | FDB, neighbours, flood lists, VTEPs, networks; lock-free readers, one writer |
+//! | L1 | [`model`] | networks, subnets, ids and errors, and the rules they obey; pure |
 //! | L2 | [`dataplane`] | frames in, verdicts out: encap, decap, split, merge, the forwarding loop |
 //! | L3 | [`host`] | kernel plumbing through rtnetlink |
 //! | L4 | [`cluster`] | membership, the gossip-fed table, managers; pure but for its runtimes |
@@ -27,6 +28,7 @@ pub mod frontend;
 pub mod fuzzing;
 pub mod host;
 pub mod lab;
+pub mod model;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tables;

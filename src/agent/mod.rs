@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`api`] | request and reply types, the [`Agent`] handle: the front ends' only door |
 //! | [`config`] | settings: keys, layers, checks |
-//! | [`network`], [`endpoint`], [`records`] | the model and its rules, pure |
+//! | [`endpoint`], [`records`] | the model of one node and its rules, pure; networks are in [`crate::model`] |
 //! | [`state`] | what is remembered over a restart |
 //! | [`plumbing`] | the seam to kernel, tables and dataplane, with its fake |
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
@@ -15,21 +15,19 @@
 pub mod api;
 pub mod config;
 pub mod endpoint;
-pub mod error;
 pub mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handle;
 pub mod ident;
 pub mod metrics;
-pub mod network;
 pub mod plumbing;
 pub mod preflight;
 pub mod reconcile;
 pub mod records;
 pub mod state;
-pub mod suggest;
 pub mod task;
 mod verbs;
 
+pub use crate::model::{error, network, suggest};
 pub use handle::Agent;

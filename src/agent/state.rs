@@ -47,7 +47,7 @@ impl NodeState {
     pub fn new(now: u64) -> NodeState {
         NodeState {
             epoch: 0,
-            catalog: Catalog::new(now),
+            catalog: Catalog::new(now, rand::random()),
             endpoints: BTreeMap::new(),
             remote: RemoteTable::default(),
         }

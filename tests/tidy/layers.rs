@@ -32,6 +32,7 @@ const LAYERS: &[Layer] = &[
             "a large table is slow without huge pages",
         )],
     },
+    layer("model", &["wire", "tables"]),
     Layer {
         name: "dataplane",
         may: &["wire", "tables"],
@@ -45,10 +46,18 @@ const LAYERS: &[Layer] = &[
         ],
     },
     layer("host", &["wire", "sys"]),
-    layer("cluster", &["wire", "tables"]),
+    layer("cluster", &["wire", "tables", "model"]),
     layer(
         "agent",
-        &["wire", "sys", "tables", "dataplane", "host", "cluster"],
+        &[
+            "wire",
+            "sys",
+            "tables",
+            "model",
+            "dataplane",
+            "host",
+            "cluster",
+        ],
     ),
     Layer {
         name: "frontend",
@@ -67,6 +76,7 @@ const LAYERS: &[Layer] = &[
             "wire",
             "sys",
             "tables",
+            "model",
             "dataplane",
             "host",
             "cluster",

@@ -1,4 +1,4 @@
-//! The networks of a node as data: names, ids, VNIs, subnets, gateways, options, and the rules they obey.
+//! Networks as data: names, ids, VNIs, subnets, gateways, options, and the rules they obey.
 //!
 //! Pure: a new network is planned against the catalog and put in by the caller once the kernel and the
 //! state file agree. Knows nothing of endpoints, kernel objects or files.
@@ -9,12 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde::{Deserialize, Serialize};
 
-use super::api::{
+use super::error::{ApiError, ErrorCode};
+use super::request::{
     CreateNetwork, DRIVER_OVERLAY, IpamConfigRequest, OPTION_BUM_RATE, OPTION_CARRY_VLAN,
     OPTION_ENCRYPTED, OPTION_INHERIT_DSCP, OPTION_INTEROP, OPTION_MTU, OPTION_STRICT_RESERVED_BITS,
     OPTION_VXLANID_LIST,
 };
-use super::error::{ApiError, ErrorCode};
 use super::{ident, suggest};
 use crate::tables::SegmentPolicy;
 use crate::wire::Vni;
@@ -241,6 +241,9 @@ const RESERVED_NAME: &str = "prune";
 /// Names of the networks every node has.
 pub const BUILTIN_NAMES: [&str; 5] = ["bridge", "docker_gwbridge", "host", "ingress", "none"];
 
+/// An odd number with bits all over, to make several ids of one seed (the golden ratio in 128 bits).
+const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+
 /// Every network of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -298,19 +301,22 @@ pub enum Found<'a> {
 }
 
 impl Catalog {
-    /// The catalog of a fresh node.
-    pub fn new(now: u64) -> Catalog {
-        let builtin = |name: &str| Builtin {
-            name: name.into(),
-            id: if name == "ingress" {
-                ident::random_id()
-            } else {
-                ident::random_local_id()
-            },
-            created: now,
+    /// The catalog of a fresh node. The ids of the networks every node has are made from `seed`.
+    pub fn new(now: u64, seed: u128) -> Catalog {
+        let builtin = |(index, name): (u128, &str)| {
+            let bits = seed.wrapping_add(index.wrapping_mul(SPREAD));
+            Builtin {
+                name: name.into(),
+                id: match name {
+                    "ingress" => ident::id_from_bits(bits),
+                    _ => ident::local_id_from_bits(bits, bits.wrapping_mul(SPREAD)),
+                },
+                created: now,
+            }
         };
+        let names = (0..).zip(BUILTIN_NAMES);
         Catalog {
-            builtins: BUILTIN_NAMES.into_iter().map(builtin).collect(),
+            builtins: names.map(builtin).collect(),
             networks: BTreeMap::new(),
             last_vni: Vni::INGRESS.value(),
         }
@@ -986,7 +992,7 @@ fn check_prefix(prefix: IpNetwork) -> Result<(), ApiError> {
 }
 
 /// Whether the prefix touches addresses that cannot be given to workloads (RFC 6890).
-pub(super) fn special(prefix: IpNetwork) -> bool {
+pub fn special(prefix: IpNetwork) -> bool {
     let v4 = |a, b, c, d, len| Ipv4Network::new(Ipv4Addr::new(a, b, c, d), len).map(IpNetwork::V4);
     let v6 = |first, len| {
         Ipv6Network::new(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), len).map(IpNetwork::V6)

@@ -128,6 +128,30 @@ codes! {
     SubnetsExhausted = "subnets_exhausted", 409, ERROR;
     /// Every VNI is in use.
     VnisExhausted = "vnis_exhausted", 409, ERROR;
+    /// The node is part of no cluster.
+    NoCluster = "no_cluster", 409, ERROR;
+    /// The node is part of a cluster already.
+    ClusterExists = "cluster_exists", 409, ERROR;
+    /// The cluster knows no such node.
+    NodeNotFound = "node_not_found", 404, NOT_FOUND;
+    /// The node has left, or was removed from the cluster.
+    NodeLeft = "node_left", 409, ERROR;
+    /// The node's address belongs to another node.
+    NodeAddressTaken = "node_address_taken", 409, ERROR;
+    /// The node's role or status does not allow that.
+    NodeRoleConflict = "node_role_conflict", 409, ERROR;
+    /// The request is of an earlier life of the node.
+    StaleEpoch = "stale_epoch", 409, ERROR;
+    /// The join token is unknown, expired or of another cluster.
+    TokenRefused = "token_refused", 403, PERMISSION;
+    /// The certificate does not prove what was asked for.
+    CertificateRefused = "certificate_refused", 403, PERMISSION;
+    /// The node does not hold the addresses (any more).
+    LeaseLost = "lease_lost", 409, ERROR;
+    /// Too few managers answer to agree on a change.
+    NoQuorum = "no_quorum", 503, UNREACHABLE;
+    /// What managers store is damaged or of a newer version.
+    StoreDamaged = "store_damaged", 500, ERROR;
     /// The kernel refused a change; the error says what became of what was begun.
     KernelRefused = "kernel_refused", 500, ERROR;
     /// The dataplane refused a change or stopped.

@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn fresh_catalog(now: u64) -> Catalog {
+    Catalog::new(now, u128::MAX / 3)
+}
+
 fn pools() -> Pools {
     Pools {
         pool: "10.0.0.0/8".parse().unwrap(),
@@ -49,7 +53,7 @@ fn code(catalog: &Catalog, wish: &CreateNetwork) -> ErrorCode {
 
 #[test]
 fn first_network_gets_vni_4097_and_first_address_as_gateway() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let net = create(&mut catalog, &wish("a", &["10.0.1.0/24"])).unwrap();
     assert_eq!(net.segments[0].vni, Vni::FIRST_USER);
     assert_eq!(net.segments[0].v4.gateway.to_string(), "10.0.1.1");
@@ -59,7 +63,7 @@ fn first_network_gets_vni_4097_and_first_address_as_gateway() {
 
 #[test]
 fn default_pool_skips_the_ingress_subnet_and_those_in_use() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let prefix = |net: Network| net.segments[0].v4.prefix.to_string();
     assert_eq!(
         prefix(create(&mut catalog, &wish("a", &[])).unwrap()),
@@ -83,7 +87,7 @@ fn default_pool_skips_the_ingress_subnet_and_those_in_use() {
 
 #[test]
 fn one_vni_per_ipv4_subnet_and_fixed_ones_first() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let mut two = wish("two", &["10.0.1.0/24", "10.0.2.0/24"]);
     two.options
         .insert(OPTION_VXLANID_LIST.into(), "9000".into());
@@ -99,7 +103,7 @@ fn one_vni_per_ipv4_subnet_and_fixed_ones_first() {
 
 #[test]
 fn a_freed_vni_rests_until_the_numbers_have_gone_round() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let first = create(&mut catalog, &wish("a", &[])).unwrap();
     catalog.networks.remove(&first.id);
     let second = create(&mut catalog, &wish("a", &[])).unwrap();
@@ -111,7 +115,7 @@ fn a_freed_vni_rests_until_the_numbers_have_gone_round() {
 
 #[test]
 fn gateway_range_and_reserved_addresses_must_be_inside() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let with = |subnet: &str, gateway: &str, range: &str, aux: &str| {
         let mut wish = wish("a", &[subnet]);
         wish.ipam.config[0].gateway = gateway.into();
@@ -158,7 +162,7 @@ fn gateway_range_and_reserved_addresses_must_be_inside() {
 
 #[test]
 fn impossible_subnets_are_refused() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let bad = [
         "10.0.1.5/24",
         "10.0.1.0",
@@ -189,7 +193,7 @@ fn impossible_subnets_are_refused() {
 
 #[test]
 fn overlaps_are_refused_within_and_between_networks_and_with_ingress() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     create(&mut catalog, &wish("a", &["10.0.1.0/24"])).unwrap();
     for subnets in [
         &["10.0.1.0/24"][..],
@@ -208,7 +212,7 @@ fn overlaps_are_refused_within_and_between_networks_and_with_ingress() {
 
 #[test]
 fn names_ids_and_vnis_belong_to_one_network() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let first = create(&mut catalog, &wish("a", &["10.0.1.0/24"])).unwrap();
     assert_eq!(code(&catalog, &wish("a", &[])), ErrorCode::NameTaken);
     assert_eq!(code(&catalog, &wish("ingress", &[])), ErrorCode::NameTaken);
@@ -246,7 +250,7 @@ fn names_ids_and_vnis_belong_to_one_network() {
 
 #[test]
 fn the_same_wish_with_an_id_is_done_already() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let mut fixed = wish("a", &[]);
     fixed.id = Some(ident::id_from_bits(7));
     let first = create(&mut catalog, &fixed).unwrap();
@@ -260,7 +264,7 @@ fn the_same_wish_with_an_id_is_done_already() {
 
 #[test]
 fn a_wish_that_leaves_some_vnis_open_is_the_same_wish_when_repeated() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let mut wish = wish("a", &["10.1.0.0/24", "10.2.0.0/24"]);
     wish.id = Some(ident::id_from_bits(7));
     wish.options
@@ -276,7 +280,7 @@ fn a_wish_that_leaves_some_vnis_open_is_the_same_wish_when_repeated() {
 
 #[test]
 fn rules_for_frames_reach_the_dataplane_and_survive_the_state_file() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let made = |catalog: &mut Catalog, name: &str, options: &[(&str, &str)]| {
         let mut wish = wish(name, &[]);
         let options = options
@@ -333,7 +337,7 @@ fn rules_for_frames_reach_the_dataplane_and_survive_the_state_file() {
 
 #[test]
 fn rules_for_frames_are_checked() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let refusal = |name: &str, value: &str| {
         let mut wish = wish("a", &[]);
         wish.options.insert(name.into(), value.into());
@@ -374,7 +378,7 @@ fn rules_for_frames_are_checked() {
 
 #[test]
 fn options_are_known_or_refused_with_a_suggestion() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let with = |name: &str, value: &str| {
         let mut wish = wish("a", &[]);
         wish.options.insert(name.into(), value.into());
@@ -428,7 +432,7 @@ fn options_are_known_or_refused_with_a_suggestion() {
 
 #[test]
 fn ipv6_rides_with_ipv4_and_is_made_from_the_id() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let mut dual = wish("a", &["10.0.1.0/24", "10.0.2.0/24", "fd00:1::/64"]);
     dual.enable_ipv6 = true;
     dual.id = Some(ident::id_from_bits(99));
@@ -443,7 +447,7 @@ fn ipv6_rides_with_ipv4_and_is_made_from_the_id() {
         v6[1].starts_with("fd") && v6[1].ends_with("::/64") || v6[1].ends_with(":1::/64"),
         "{v6:?}"
     );
-    let other_node = Catalog::new(5)
+    let other_node = fresh_catalog(5)
         .plan(&dual, &pools(), &fresh(2))
         .unwrap()
         .network;
@@ -455,7 +459,7 @@ fn ipv6_rides_with_ipv4_and_is_made_from_the_id() {
 
 #[test]
 fn other_drivers_scopes_and_kinds_are_refused_clearly() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let check = |change: &dyn Fn(&mut CreateNetwork), expect| {
         let mut wish = wish("a", &[]);
         change(&mut wish);
@@ -484,7 +488,7 @@ fn other_drivers_scopes_and_kinds_are_refused_clearly() {
 
 #[test]
 fn references_are_id_then_name_then_beginning_of_id() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let a = create(&mut catalog, &wish("alpha", &[])).unwrap();
     let b = create(&mut catalog, &wish("beta", &[])).unwrap();
     for reference in [a.id.as_str(), "alpha"] {
@@ -514,7 +518,7 @@ fn references_are_id_then_name_then_beginning_of_id() {
 
 #[test]
 fn builtins_have_dockers_drivers_and_scopes() {
-    let catalog = Catalog::new(0);
+    let catalog = fresh_catalog(0);
     let rows: Vec<_> = catalog
         .builtins
         .iter()
@@ -534,7 +538,7 @@ fn builtins_have_dockers_drivers_and_scopes() {
 
 #[test]
 fn a_full_pool_says_so() {
-    let mut catalog = Catalog::new(0);
+    let mut catalog = fresh_catalog(0);
     let small = Pools {
         pool: "10.0.0.0/23".parse().unwrap(),
         prefix_len: 24,
@@ -566,7 +570,7 @@ proptest! {
 
     #[test]
     fn vnis_and_subnets_never_collide(steps in steps()) {
-        let mut catalog = Catalog::new(0);
+        let mut catalog = fresh_catalog(0);
         for (n, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Create { subnets, vni } => {
@@ -609,7 +613,7 @@ proptest! {
         wish.ipam.config[0].gateway = gateway;
         wish.enable_ipv6 = ipv6;
         wish.options.insert(OPTION_VXLANID_LIST.into(), vni);
-        if let Err(error) = Catalog::new(0).plan(&wish, &pools(), &fresh(1)) {
+        if let Err(error) = fresh_catalog(0).plan(&wish, &pools(), &fresh(1)) {
             prop_assert!(!error.next.is_empty());
         }
     }
