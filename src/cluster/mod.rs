@@ -2,3 +2,10 @@
 //!
 //! Pure: bytes, time and chance are arguments, and what is to be sent or stored is returned. So a
 //! simulation runs this very code with hundreds of nodes in virtual time.
+
+pub mod endpoint_id;
+pub mod gossip;
+pub mod node;
+pub mod seal;
+
+pub use node::NodeId;
