@@ -84,10 +84,20 @@ fn run(seed: u64) -> f64 {
     let healed = world.run_until(HEALED_MS, |world| world.agrees() && world.compare().is_ok());
     let Some(healed) = healed else {
         let what = world.compare();
+        for node in &world.nodes {
+            println!("{}: {:?}", node.id, node.refused);
+            if let Some(agent) = &node.agent {
+                println!("{:?}", agent.gossip.counters());
+                for network in node.networks.iter().map(String::as_str).chain([""]) {
+                    let versions: Vec<_> = world.nodes.iter().map(|n| agent.gossip.version(network, n.id)).collect();
+                    println!("  {network:?} {versions:?} {:?}", agent.gossip.takers(network));
+                }
+            }
+        }
         panic!("seed {seed} did not heal: agrees {}, {what:?}", world.agrees());
     };
-    // It stays so, and nobody remains suspended.
-    world.run_ms(3_000);
+    // It stays so, and nobody remains suspended: who was never told of a return hears it from the node itself.
+    world.run_ms(30_000);
     world.compare().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     for node in &world.nodes {
         let Some(agent) = &node.agent else { continue };

@@ -266,7 +266,7 @@ fn packet_budget() {
     }
     settle(&mut world);
     // `World::send` fails for any that is longer.
-    assert!(world.longest > 1_300 && world.longest <= crate::world::DATAGRAM_LEN_MAX);
+    assert!(world.longest > 1_000 && world.longest <= crate::world::DATAGRAM_LEN_MAX);
     let mut record = world.endpoint(0, NET, ip(1), "web");
     record.aliases = vec!["y".repeat(250); 5];
     assert_eq!(record.aliases.len(), 5);
@@ -534,7 +534,7 @@ fn stable_wire_hash() {
         },
     };
     assert_eq!(message::row_hash(&row), 4_605_512_715_048_507_319);
-    assert_eq!(Tag::of("n3tw0rkn3tw0rkn3tw0rkn3tw"), Tag(0));
+    assert_eq!(Tag::of("n3tw0rkn3tw0rkn3tw0rkn3tw"), Tag(11_601_982_897_904_516_351));
     // An IPv4 address in IPv6 form is published as what it is.
     let (mut a, mut b) = (Alone::new(), Alone::new());
     let mut mapped = record(1, 5, "web");

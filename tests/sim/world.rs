@@ -116,7 +116,7 @@ impl World {
         });
         World {
             seed,
-            now_us: 3_600_000_000,
+            now_us: 3_600_000_000_000,
             rng: StdRng::seed_from_u64(seed),
             nodes: nodes.collect(),
             managers,
@@ -323,6 +323,9 @@ impl World {
 
     /// Stages a record; the next pump sends it.
     pub fn stage(&mut self, index: usize, record: &EndpointRecord) {
+        if std::env::var_os("WEFT_SIM_TRACE").is_some() {
+            println!("{:.1} {} publishes {record:?}", self.now_ms(), self.nodes[index].id);
+        }
         let node = &mut self.nodes[index];
         self.ledger.wrote(node.id, record);
         let key = (record.network.clone(), record.endpoint.clone());
@@ -641,12 +644,17 @@ impl World {
         self.network.weather = Weather::LAN;
         for index in 0..self.nodes.len() {
             if self.nodes[index].agent.is_none() {
-                self.boot(index);
+                self.restart(index);
             } else if self.nodes[index].paused {
                 self.resume(index);
             }
         }
         for index in 0..self.nodes.len() {
+            // Every agent tries its seeds, for ever.
+            let seed = self.rng.random_range(0..self.nodes.len());
+            if seed != index {
+                self.notify(index, seed, Notice::Up);
+            }
             self.announce(index, Notice::Up);
         }
     }

@@ -105,5 +105,5 @@ pub fn canonical(mut record: EndpointRecord) -> EndpointRecord {
 pub fn same_content(a: &EndpointRecord, b: &EndpointRecord) -> bool {
     a.endpoint == b.endpoint
         && (a.vni, a.mac, a.vtep) == (b.vni, b.mac, b.vtep)
-        && (&a.ips, &a.name, &a.aliases, &a.service, &a.node) == (&b.ips, &b.name, &b.aliases, &b.service, &b.node)
+        && (&a.ips, &a.name, &a.aliases, &a.service) == (&b.ips, &b.name, &b.aliases, &b.service)
 }

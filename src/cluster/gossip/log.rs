@@ -36,8 +36,8 @@ pub enum Fit {
 pub enum Delta {
     /// The entry is there or says something else now.
     Put(Key, Entry, Version),
-    /// The entry is gone.
-    Drop(Key),
+    /// The entry is gone, since this place in the log.
+    Drop(Key, Version),
 }
 
 /// An entry with its place in the log.
@@ -172,7 +172,7 @@ impl OwnerLog {
         };
         let Some(entry) = entry else {
             if self.entries.remove(&key).is_some() {
-                deltas.push(Delta::Drop(key));
+                deltas.push(Delta::Drop(key, Version { epoch, counter }));
             }
             return;
         };
@@ -193,7 +193,7 @@ impl OwnerLog {
             .into_iter()
             .partition::<BTreeMap<_, _>, _>(|(_, held)| held.at <= floor);
         self.entries = kept;
-        deltas.extend(gone.into_keys().map(Delta::Drop));
+        deltas.extend(gone.into_keys().map(|key| Delta::Drop(key, floor)));
         while let Some(first) = self.chunks.front() {
             if first.chunk.header().to > floor.counter {
                 break;

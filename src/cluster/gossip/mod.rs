@@ -98,6 +98,12 @@ impl Config {
     }
 }
 
+/// Beyond every version.
+const FOR_GOOD: Version = Version {
+    epoch: u64::MAX,
+    counter: u64::MAX,
+};
+
 /// Least length of a sealed datagram that can carry any chunk.
 pub const DATAGRAM_LEN_MIN: usize = chunk::CHUNK_LEN_MAX + 12 + message::MESSAGE_HEADER_LEN + seal::OVERHEAD_MAX;
 
@@ -423,7 +429,7 @@ impl Gossip {
         }
         if tag == Tag::CLUSTER {
             let takes = log.entries().keys().filter_map(|key| match key {
-                Key::Takes(network) => Some(Delta::Drop(Key::Takes(Arc::clone(network)))),
+                Key::Takes(network) => Some(Delta::Drop(Key::Takes(Arc::clone(network)), FOR_GOOD)),
                 _ => None,
             });
             for delta in takes.collect::<Vec<_>>() {
@@ -443,13 +449,13 @@ impl Gossip {
                     self.push_to(owner, tag);
                 }
             }
-            Delta::Drop(Key::Takes(network)) => {
+            Delta::Drop(Key::Takes(network), at) => {
                 let tag = Tag::of(&network);
                 if let Some(replica) = self.replicas.get_mut(&tag) {
                     replica.takers.remove(&owner);
                 }
-                // The own log is gone already, or is that of a network joined again.
-                if owner != self.config.node {
+                // What was written after that belongs to a time when the owner takes part again.
+                if self.version(&network, owner) <= at {
                     self.remove_log(tag, owner);
                 }
                 if let Some(peer) = self.peers.get_mut(&owner) {

@@ -144,6 +144,11 @@ impl Gossip {
         }
     }
 
+    /// The last counter of this epoch, over all networks.
+    pub(super) fn own_counter(&self) -> u64 {
+        self.own.counter
+    }
+
     pub(super) fn stage(&mut self, tag: Tag, key: Key, entry: Option<Entry>) {
         let staged = self.own.staged.entry(tag).or_default();
         staged.retain(|(other, _)| *other != key);

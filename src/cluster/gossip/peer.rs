@@ -105,6 +105,14 @@ impl Peer {
         }
     }
 
+    /// What it still lacks if it asks for what lies beyond `asked`: a push may have crossed its question.
+    pub(super) fn lacks_beyond(&self, tag: Tag, asked: Version, now_ms: u64) -> Version {
+        match self.known.get(&tag) {
+            Some(known) if now_ms < known.pushed_ms + CROSSED_MS => known.version.max(asked),
+            _ => asked,
+        }
+    }
+
     pub(super) fn forget(&mut self, tag: Tag) {
         self.known.remove(&tag);
     }

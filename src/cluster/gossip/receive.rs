@@ -222,6 +222,11 @@ impl Gossip {
             self.counters.chunks_old_epoch += 1;
             return;
         }
+        // Of a network that was left, perhaps: others have not heard of it yet.
+        if header.epoch == self.config.epoch && header.to <= self.own_counter() {
+            self.counters.chunks_known += 1;
+            return;
+        }
         self.counters.refused_own += 1;
         self.view.emit(Event::EpochUsed(version));
     }
@@ -351,7 +356,7 @@ impl Gossip {
                 self.counters.records_unauthorised += u64::from(allowed.is_err());
                 self.view.put(network, owner, record, allowed);
             }
-            Delta::Drop(Key::Endpoint(endpoint)) => self.view.drop(network, owner, &endpoint),
+            Delta::Drop(Key::Endpoint(endpoint), _) => self.view.drop(network, owner, &endpoint),
             _ => {}
         }
     }

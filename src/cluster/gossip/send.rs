@@ -345,30 +345,40 @@ impl Gossip {
         if wanted.contains_key(&me) {
             owners.insert(0, me);
         }
-        let (mut chunks, mut len) = (Vec::new(), 0);
+        let (mut chunks, mut len, mut own_until) = (Vec::new(), 0, None);
         for owner in owners {
             let Some(log) = replica.logs().get(&owner) else {
                 continue;
             };
             let owner_is_up = self.peers.get(&owner).is_some_and(|peer| peer.is_up());
-            for kept in log.beyond(wanted[&owner]) {
+            let mut known = wanted[&owner];
+            if owner == me
+                && let Some(peer) = self.peers.get(&node)
+            {
+                known = peer.lacks_beyond(tag, known, now);
+            }
+            for kept in log.beyond(known) {
                 let fresh = kept.direct && now < kept.at_ms + self.config.hold_ms;
                 if owner != me && owner_is_up && fresh || len >= STREAM_LEN_MAX {
                     break;
                 }
                 len += kept.chunk.bytes().len();
                 chunks.push((tag, kept.chunk.clone()));
+                if owner == me {
+                    let header = kept.chunk.header();
+                    own_until = Some(Version {
+                        epoch: header.epoch,
+                        counter: header.to,
+                    });
+                }
             }
         }
         self.counters.chunks_answered += chunks.len() as u64;
-        let own = self.replicas.get(&tag).map(|r| r.version(me));
         let sent = self.send_chunks(node, &id, &chunks, out) as u64;
         self.relay_budget.take(sent);
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.outgoing.take(sent);
-            if wanted.contains_key(&me)
-                && let Some(version) = own
-            {
+            if let Some(version) = own_until {
                 peer.pushed(tag, version, now);
             }
         }
