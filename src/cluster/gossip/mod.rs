@@ -179,6 +179,8 @@ pub struct Gossip {
     probe_ms: u64,
     agreed: u32,
     probes: u64,
+    /// Whom the last probe went to, until it answers.
+    probed: Option<NodeId>,
 }
 
 impl std::fmt::Debug for Gossip {
@@ -220,6 +222,7 @@ impl Gossip {
             probe_ms: chance.below(config.probe_busy_ms),
             agreed: 0,
             probes: 0,
+            probed: None,
             chance,
             config,
             signer,
@@ -399,6 +402,14 @@ impl Gossip {
         let busy = self.config.probe_busy_ms;
         let soon = self.clock.now_ms() + busy / 4 + self.chance.below(busy);
         self.probe_ms = self.probe_ms.min(soon);
+    }
+
+    /// A network's logs changed, or are not what another node's are.
+    fn stir_network(&mut self, tag: Tag) {
+        if let Some(replica) = self.replicas.get_mut(&tag) {
+            replica.stirred_ms = self.clock.now_ms();
+        }
+        self.stir();
     }
 
     fn revive(&mut self, node: NodeId) {

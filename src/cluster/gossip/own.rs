@@ -170,7 +170,6 @@ impl Gossip {
         for (tag, staged) in std::mem::take(&mut self.own.staged) {
             self.cut_log(tag, staged, authority);
         }
-        self.stir();
     }
 
     fn cut_log(&mut self, tag: Tag, staged: Vec<(Key, Option<Entry>)>, authority: &dyn Authority) {

@@ -52,6 +52,9 @@ impl Gossip {
             self.revive(node);
             self.push_all_to(node);
         }
+        if self.probed == Some(node) {
+            self.probed = None;
+        }
         for frame in frames {
             self.frame(node, frame, authority);
         }
@@ -105,7 +108,7 @@ impl Gossip {
         for tag in different {
             if self.may_ask(from, tag, authority) {
                 self.send_digest(from, tag);
-                self.stir();
+                self.stir_network(tag);
             }
         }
     }
@@ -160,8 +163,10 @@ impl Gossip {
         if !behind.is_empty() {
             self.send_wants(from, tag, &behind);
         }
-        if !ahead.is_empty() || !behind.is_empty() {
-            self.stir();
+        if ahead.is_empty() && behind.is_empty() {
+            self.reply(from, &[Frame::Agree]);
+        } else {
+            self.stir_network(tag);
         }
         if pull && !ahead.is_empty() {
             self.wanted(from, tag, &ahead);
@@ -313,9 +318,7 @@ impl Gossip {
                 self.judge_again(&id, owner, header.epoch, authority);
             }
         }
-        if owner != self.config.node {
-            self.stir();
-        }
+        self.stir_network(tag);
     }
 
     fn cluster_changed(

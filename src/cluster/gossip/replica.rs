@@ -19,6 +19,8 @@ pub struct Replica {
     pub takers: BTreeMap<NodeId, Version>,
     /// When an owner's log was last asked for, so that not everybody sends it.
     pub wanted_ms: BTreeMap<NodeId, u64>,
+    /// When it last changed, or was last seen to differ from another's.
+    pub stirred_ms: u64,
     logs: BTreeMap<NodeId, OwnerLog>,
     /// Exclusive or of the hashes of all rows.
     hash: u64,
@@ -31,6 +33,7 @@ impl Replica {
             id,
             takers: BTreeMap::new(),
             wanted_ms: BTreeMap::new(),
+            stirred_ms: 0,
             logs: BTreeMap::new(),
             hash: 0,
         }

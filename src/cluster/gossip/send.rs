@@ -10,6 +10,7 @@ use super::message::{
     row_len,
 };
 use super::peer::Status;
+use super::replica::Replica;
 use super::{Action, Authority, Gossip, Scope};
 use crate::cluster::{NodeId, seal};
 use crate::tables::record::Version;
@@ -25,6 +26,9 @@ const REPLIES_MAX: usize = 1_024;
 const SHORT_MS: u64 = 5;
 /// One probe in this many goes to a node that is taken for dead.
 const PROBE_FAILED: u64 = 8;
+/// Digests sent in place of a probe: of networks that changed within this time, and how many.
+const NEWS_MS: u64 = 5_000;
+const NEWS_MAX: usize = 2;
 /// So many agreements in a row make a node calm.
 const CALM: u32 = 3;
 
@@ -388,23 +392,29 @@ impl Gossip {
 
     fn probe(&mut self, out: &mut Vec<Action>) {
         let now = self.clock.now_ms();
+        let lost = self.probed.is_some() && self.agreed < CALM;
         let busy = self.config.probe_busy_ms;
-        let interval = if self.agreed >= CALM { self.config.probe_idle_ms } else { busy };
+        let interval = match self.agreed {
+            CALM.. => self.config.probe_idle_ms,
+            _ if lost => busy / 2,
+            _ => busy,
+        };
         // Jitter keeps nodes from probing in step.
         self.probe_ms = now + interval - interval / 8 + self.chance.below(interval / 4 + 1);
         self.probes += 1;
         let Some(node) = self.probe_target() else {
             return;
         };
-        let Some(addr) = self.peers.get(&node).and_then(|peer| peer.addr) else {
+        self.probed = Some(node);
+        // Messages get lost: what changed lately is told at once, which saves a round trip to lose more in.
+        if lost && self.tell_news(node) {
+            out.extend(self.replies.drain(..));
             return;
-        };
+        }
         let cluster = &self.replicas[&Tag::CLUSTER];
         let mut hashes = vec![(Tag::CLUSTER, cluster.hash())];
         let mut shared: Vec<_> = self
-            .replicas
-            .values()
-            .filter(|r| r.tag != Tag::CLUSTER && r.takers.contains_key(&node))
+            .shared_with(node)
             .map(|r| (r.tag, r.hash()))
             .collect();
         // Those that do not fit get their turn by chance.
@@ -414,14 +424,31 @@ impl Gossip {
         while probe_len_max(hashes.len()) > max {
             hashes.pop();
         }
-        let mut payload = message::message();
-        message::encode(&Frame::Probe(hashes), &mut payload);
-        out.push(Action::Datagram {
-            to: node,
-            addr,
-            scope: Scope::Cluster,
-            payload,
-        });
+        self.reply(node, &[Frame::Probe(hashes)]);
+        out.extend(self.replies.drain(..));
+    }
+
+    /// The networks that a node takes part in as well as this one.
+    fn shared_with(&self, node: NodeId) -> impl Iterator<Item = &Replica> {
+        let replicas = self.replicas.values();
+        replicas.filter(move |r| r.tag != Tag::CLUSTER && r.takers.contains_key(&node))
+    }
+
+    /// Sends digests of what changed lately in place of hashes; false if nothing did.
+    fn tell_news(&mut self, node: NodeId) -> bool {
+        let since = self.clock.now_ms().saturating_sub(NEWS_MS);
+        let cluster = self.replicas.get(&Tag::CLUSTER);
+        let all = cluster.into_iter().chain(self.shared_with(node));
+        let mut news: Vec<(u64, Tag)> = all
+            .filter(|replica| replica.stirred_ms > since)
+            .map(|replica| (replica.stirred_ms, replica.tag))
+            .collect();
+        news.sort_unstable_by(|a, b| b.cmp(a));
+        news.truncate(NEWS_MAX);
+        for (_, tag) in &news {
+            self.send_digest(node, *tag);
+        }
+        !news.is_empty()
     }
 
     /// Every second probe goes to somebody of a network of ours, however few they are.

@@ -15,7 +15,7 @@ use crate::tables::record::{EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
 
 /// Events that are kept for watchers that are behind.
-pub const EVENTS_MAX: usize = 65_536;
+pub const EVENTS_MAX: usize = 16_384;
 
 /// Something that can have one holder only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,15 +108,17 @@ pub struct Lagged(pub u64);
 
 #[derive(Debug)]
 struct Claim {
+    owner: NodeId,
     record: Arc<EndpointRecord>,
     allowed: Result<(), Unauthorised>,
 }
 
 #[derive(Debug, Default)]
 struct NetworkView {
-    claims: BTreeMap<Arc<str>, BTreeMap<NodeId, Claim>>,
+    /// By endpoint; nearly always one, so a list with room for one.
+    claims: BTreeMap<Arc<str>, Vec<Claim>>,
     shown: BTreeMap<Arc<str>, (NodeId, Arc<EndpointRecord>)>,
-    holders: BTreeMap<Address, BTreeSet<(NodeId, Arc<str>)>>,
+    holders: BTreeMap<Address, Vec<(NodeId, Arc<str>)>>,
     conflicts: BTreeMap<Address, Conflict>,
 }
 
@@ -193,13 +195,21 @@ impl View {
     ) {
         let id: Arc<str> = record.endpoint.as_str().into();
         let view = self.networks.entry(Arc::clone(network)).or_default();
-        let claims = view.claims.entry(Arc::clone(&id)).or_default();
+        let claims = view.claims.entry(Arc::clone(&id));
+        let claims = claims.or_insert_with(|| Vec::with_capacity(1));
         let claim = Claim {
+            owner,
             record: Arc::clone(&record),
             allowed,
         };
-        let old = claims.insert(owner, claim);
-        let told = old.is_some_and(|old| old.record == record && old.allowed == allowed);
+        let old = claims.iter_mut().find(|old| old.owner == owner);
+        let told = old
+            .as_ref()
+            .is_some_and(|old| old.record == record && old.allowed == allowed);
+        match old {
+            Some(old) => *old = claim,
+            None => claims.push(claim),
+        }
         if let Err(reason) = allowed
             && !told
         {
@@ -218,7 +228,7 @@ impl View {
             return;
         };
         if let Some(claims) = view.claims.get_mut(endpoint) {
-            claims.remove(&owner);
+            claims.retain(|claim| claim.owner != owner);
             if claims.is_empty() {
                 view.claims.remove(endpoint);
             }
@@ -237,21 +247,22 @@ impl View {
         let mut changed = Vec::new();
         for (network, view) in &mut self.networks {
             for (endpoint, claims) in &mut view.claims {
-                for (owner, claim) in claims {
-                    let allowed = verdict(*owner, &claim.record);
+                for claim in claims {
+                    let allowed = verdict(claim.owner, &claim.record);
                     if allowed != claim.allowed {
                         claim.allowed = allowed;
-                        changed.push((Arc::clone(network), Arc::clone(endpoint), *owner));
+                        changed.push((Arc::clone(network), Arc::clone(endpoint), claim.owner));
                     }
                 }
             }
         }
         for (network, endpoint, owner) in changed {
-            let claim = self.networks[&network].claims[&endpoint].get(&owner);
+            let mut claims = self.networks[&network].claims[&endpoint].iter();
             if let Some(Claim {
                 record,
                 allowed: Err(reason),
-            }) = claim
+                ..
+            }) = claims.find(|claim| claim.owner == owner)
             {
                 let (record, reason) = (Arc::clone(record), *reason);
                 self.emit(Event::Unauthorised {
@@ -267,7 +278,7 @@ impl View {
     /// How many records are kept and not shown because their owners may not publish them.
     pub fn unauthorised(&self) -> usize {
         let networks = self.networks.values();
-        let claims = networks.flat_map(|v| v.claims.values().flat_map(|c| c.values()));
+        let claims = networks.flat_map(|v| v.claims.values().flatten());
         claims.filter(|claim| claim.allowed.is_err()).count()
     }
 
@@ -289,7 +300,7 @@ impl View {
         let mut affected = Vec::new();
         for (network, view) in &self.networks {
             for (endpoint, claims) in &view.claims {
-                if let Some(claim) = claims.get(&node) {
+                if let Some(claim) = claims.iter().find(|claim| claim.owner == node) {
                     let record = Arc::clone(&claim.record);
                     affected.push((Arc::clone(network), Arc::clone(endpoint), record));
                 }
@@ -308,11 +319,12 @@ impl View {
         };
         let suspended = &self.suspended;
         let claims = view.claims.get(endpoint).into_iter().flatten();
-        let allowed = claims.filter(|(_, claim)| claim.allowed.is_ok());
-        let best = allowed.min_by_key(|(owner, claim)| {
-            (suspended.contains(owner), Reverse(claim.record.version), **owner)
+        let allowed = claims.filter(|claim| claim.allowed.is_ok());
+        let best = allowed.min_by_key(|claim| {
+            let out = suspended.contains(&claim.owner);
+            (out, Reverse(claim.record.version), claim.owner)
         });
-        let best = best.map(|(owner, claim)| (*owner, Arc::clone(&claim.record)));
+        let best = best.map(|claim| (claim.owner, Arc::clone(&claim.record)));
         let shown = view.shown.get(endpoint).cloned();
         if best == shown {
             return;
@@ -321,7 +333,7 @@ impl View {
         if let Some((owner, record)) = &shown {
             for address in addresses(record) {
                 if let Some(holders) = view.holders.get_mut(&address) {
-                    holders.remove(&(*owner, Arc::clone(endpoint)));
+                    holders.retain(|(node, id)| (node, id) != (owner, endpoint));
                     if holders.is_empty() {
                         view.holders.remove(&address);
                     }
@@ -332,8 +344,9 @@ impl View {
         match best {
             Some((owner, record)) => {
                 for address in addresses(&record) {
-                    let holders = view.holders.entry(address).or_default();
-                    holders.insert((owner, Arc::clone(endpoint)));
+                    let holders = view.holders.entry(address);
+                    let holders = holders.or_insert_with(|| Vec::with_capacity(1));
+                    holders.push((owner, Arc::clone(endpoint)));
                     touched.insert(address);
                 }
                 let new = (owner, Arc::clone(&record));
