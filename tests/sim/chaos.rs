@@ -57,6 +57,7 @@ fn run(seed: u64) -> f64 {
         missed: [0.0, 0.0, 0.3].choose(&mut rng).copied().unwrap_or(0.0),
         ..Detector::PROMPT
     };
+    world.tombstone_ms = *[0, 500, 5_000].choose(&mut rng).unwrap_or(&0);
     for index in 0..count {
         world.boot(index);
         for network in NETWORKS {
@@ -124,7 +125,10 @@ fn act(world: &mut World, rng: &mut rand::rngs::StdRng, index: usize, serial: &m
                 for _ in 0..*[1, 1, 1, 5, 120].choose(rng).unwrap_or(&1) {
                     *serial += 1;
                     let ip = Ipv4Addr::from(0x0a00_0000 + *serial);
-                    let record = world.endpoint(index, &network, ip, &format!("web.{serial}"));
+                    // Long names make many chunks of few records.
+                    let pad = (world.seed % 3) as usize * 40;
+                    let name = format!("{serial}.{}", "x".repeat(pad));
+                    let record = world.endpoint(index, &network, ip, &name);
                     world.stage(index, &record);
                 }
                 world.pump(index);

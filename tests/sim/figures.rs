@@ -173,7 +173,13 @@ fn changes(world: &mut World, count: usize, gap_ms: u64) -> Vec<f64> {
         let gap = world.rng.random_range(gap_ms / 2..=gap_ms * 3 / 2);
         world.run_ms(gap);
         let kind = number % 3;
-        let old = (!live.is_empty()).then(|| world.rng.random_range(0..live.len()));
+        // An endpoint whose last change is still on its way is left alone, or slow ones would not be counted.
+        let settled = (0..live.len()).filter(|at| {
+            let (_, record): &(usize, weft::tables::record::EndpointRecord) = &live[*at];
+            !world.is_tracked(NET, &record.endpoint)
+        });
+        let settled: Vec<usize> = settled.collect();
+        let old = settled.choose(&mut world.rng).copied();
         match (kind, old) {
             (1, Some(old)) => {
                 let (index, record): &mut (usize, weft::tables::record::EndpointRecord) = &mut live[old];

@@ -30,12 +30,32 @@ type Place = (NodeId, String, String);
 #[derive(Default)]
 pub struct Ledger {
     written: BTreeMap<Place, BTreeSet<String>>,
+    /// What each owner's log said at each of its versions: others must have the same at the same version.
+    states: BTreeMap<(NodeId, String, Version), Vec<String>>,
+}
+
+fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
+    let mut contents: Vec<_> = records.iter().map(|record| content(record)).collect();
+    contents.sort();
+    contents
 }
 
 impl Ledger {
     pub fn wrote(&mut self, owner: NodeId, record: &EndpointRecord) {
         let place = (owner, record.network.clone(), record.endpoint.clone());
         self.written.entry(place).or_default().insert(content(record));
+    }
+
+    /// Where an owner's log is and what it says there.
+    pub fn stands(&mut self, owner: NodeId, network: &str, at: Version, records: &[Arc<EndpointRecord>]) {
+        let place = (owner, network.to_owned(), at);
+        self.states.entry(place).or_insert_with(|| state(records));
+    }
+
+    /// Whether a copy of the log at this version says the same. Within a base there is nothing to compare.
+    pub fn agrees(&self, owner: NodeId, network: &str, at: Version, records: &[Arc<EndpointRecord>]) -> bool {
+        let known = self.states.get(&(owner, network.to_owned(), at));
+        known.is_none_or(|known| *known == state(records))
     }
 
     fn has(&self, owner: NodeId, record: &EndpointRecord) -> bool {

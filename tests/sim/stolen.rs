@@ -274,7 +274,7 @@ fn a_capture_shows_nothing() {
     let mut record = weft::tables::record::EndpointRecord {
         name: "very-secret-name".into(),
         aliases: vec!["another-secret".into()],
-        ..(*agent.gossip.own_records(NET)[0]).clone()
+        ..(*agent.gossip.records_of(NET, NodeId(1))[0]).clone()
     };
     record.service = "secret-service".into();
     agent.gossip.publish(record).unwrap();

@@ -92,6 +92,9 @@ pub struct World {
     tracks: BTreeMap<(String, String), Track>,
     pub finished: Vec<(String, Vec<f64>)>,
     pub longest: usize,
+    /// How long tombstones are kept: short ones make logs be cleaned up often.
+    pub tombstone_ms: u64,
+    pub bases: u64,
 }
 
 impl World {
@@ -130,6 +133,8 @@ impl World {
             tracks: BTreeMap::new(),
             finished: Vec::new(),
             longest: 0,
+            tombstone_ms: 30_000,
+            bases: 0,
         }
     }
 
@@ -184,7 +189,8 @@ impl World {
         let seed = self.rng.random();
         let node = &mut self.nodes[index];
         node.epoch += 1;
-        let config = Config::new(node.id, node.epoch, World::addr(index), seed);
+        let mut config = Config::new(node.id, node.epoch, World::addr(index), seed);
+        config.tombstone_ms = self.tombstone_ms;
         assert_eq!(config.datagram_len_max, DATAGRAM_LEN_MAX);
         let mut gossip = Gossip::new(config, Box::new(key_of(node.id)), clock);
         let mut seal = Seal::new(node.id, node.epoch);
@@ -220,7 +226,9 @@ impl World {
     }
 
     pub fn crash(&mut self, index: usize) {
-        self.nodes[index].agent = None;
+        if let Some(agent) = self.nodes[index].agent.take() {
+            self.bases += agent.gossip.counters().bases_written;
+        }
         self.nodes[index].paused = false;
         self.announce(index, Notice::Failed);
     }
@@ -368,6 +376,11 @@ impl World {
         self.tracks.len()
     }
 
+    pub fn is_tracked(&self, network: &str, endpoint: &str) -> bool {
+        let key = (network.to_owned(), endpoint.to_owned());
+        self.tracks.contains_key(&key)
+    }
+
     pub fn gossip(&self, index: usize) -> &Gossip {
         &self.agent(index).gossip
     }
@@ -488,6 +501,24 @@ impl World {
         let (id, now) = (self.nodes[index].id, self.now_ms());
         let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
         let events = agent.gossip.events(&mut agent.watch).expect("it reads all the time");
+        if self.strict {
+            let mut touched: BTreeSet<(NodeId, String)> = BTreeSet::new();
+            for event in &events {
+                if let Event::Upsert { owner, record, .. } | Event::Remove { owner, record } = event {
+                    touched.insert((*owner, record.network.clone()));
+                }
+            }
+            for (owner, network) in touched {
+                let at = agent.gossip.version(&network, owner);
+                let records = agent.gossip.records_of(&network, owner);
+                if owner == id {
+                    self.ledger.stands(owner, &network, at, &records);
+                } else if !self.ledger.agrees(owner, &network, at, &records) {
+                    self.fail(&format!("{id} has another log of {owner} in {network} at {at:?}"));
+                }
+            }
+        }
+        let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
         let ledger = self.strict.then_some(&self.ledger);
         for event in events {
             if std::env::var_os("WEFT_SIM_TRACE").is_some() {

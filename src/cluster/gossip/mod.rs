@@ -482,10 +482,10 @@ impl Gossip {
         }
     }
 
-    /// Records of endpoints in a network as this node itself published them last.
-    pub fn own_records(&self, network: &str) -> Vec<Arc<EndpointRecord>> {
+    /// The records of one owner in a network, whether shown or not.
+    pub fn records_of(&self, network: &str, owner: NodeId) -> Vec<Arc<EndpointRecord>> {
         let replica = self.replicas.get(&Tag::of(network));
-        let log = replica.and_then(|r| r.logs().get(&self.config.node));
+        let log = replica.and_then(|r| r.logs().get(&owner));
         let entries = log.into_iter().flat_map(|log| log.entries().values());
         let records = entries.filter_map(|held| match &held.entry {
             Entry::Endpoint(record) => Some(Arc::clone(record)),

@@ -28,10 +28,27 @@ pub(super) struct Own {
     counter: u64,
     /// The last serial of an endpoint id.
     serial: u64,
-    staged: BTreeMap<Tag, Vec<(Key, Option<Entry>)>>,
+    staged: BTreeMap<Tag, Staged>,
     cut_ms: Option<u64>,
     /// When each log was last written anew.
     base_ms: BTreeMap<Tag, u64>,
+}
+
+/// Changes that wait for a cut, one per key.
+#[derive(Debug, Default)]
+struct Staged {
+    /// With the order in which they were made.
+    changes: BTreeMap<Key, (u64, Option<Entry>)>,
+    count: u64,
+}
+
+impl Staged {
+    fn in_order(self) -> Vec<(Key, Option<Entry>)> {
+        let mut changes: Vec<_> = self.changes.into_iter().collect();
+        changes.sort_by_key(|(_, (order, _))| *order);
+        let changes = changes.into_iter().map(|(key, (_, entry))| (key, entry));
+        changes.collect()
+    }
 }
 
 impl Gossip {
@@ -100,10 +117,9 @@ impl Gossip {
         let key = Key::Endpoint(record.endpoint.as_str().into());
         let log = replica.logs().get(&self.config.node);
         let published = log.and_then(|log| log.entries().get(&key));
-        let staged = self.own.staged.get(&tag).into_iter().flatten();
-        let staged_count = staged.clone().count();
-        let staged = staged.rev().find(|(k, _)| *k == key);
-        let now = match staged {
+        let staged = self.own.staged.get(&tag);
+        let staged_count = staged.map_or(0, |staged| staged.changes.len());
+        let now = match staged.and_then(|staged| staged.changes.get(&key)) {
             Some((_, entry)) => entry.as_ref(),
             None => published.map(|held| &held.entry),
         };
@@ -151,8 +167,8 @@ impl Gossip {
 
     pub(super) fn stage(&mut self, tag: Tag, key: Key, entry: Option<Entry>) {
         let staged = self.own.staged.entry(tag).or_default();
-        staged.retain(|(other, _)| *other != key);
-        staged.push((key, entry));
+        staged.count += 1;
+        staged.changes.insert(key, (staged.count, entry));
     }
 
     /// When the next cut is due, on the own clock.
@@ -172,7 +188,7 @@ impl Gossip {
         }
     }
 
-    fn cut_log(&mut self, tag: Tag, staged: Vec<(Key, Option<Entry>)>, authority: &dyn Authority) {
+    fn cut_log(&mut self, tag: Tag, staged: Staged, authority: &dyn Authority) {
         let now = self.clock.now_ms();
         let Some(replica) = self.replicas.get(&tag) else {
             return;
@@ -185,11 +201,13 @@ impl Gossip {
         let floor = self.own.counter;
         let (from, base, changes) = match log {
             Some(log) if !is_crowded(log, ripe) => {
-                (log.version().counter, false, self.own.number(Vec::new(), staged))
+                let changes = self.own.number(Vec::new(), staged.in_order());
+                (log.version().counter, false, changes)
             }
             log => {
                 let live = log.map_or(Vec::new(), |log| live(log, &staged));
-                let staged = staged.into_iter().filter(|(_, entry)| entry.is_some());
+                let staged = staged.in_order().into_iter();
+                let staged = staged.filter(|(_, entry)| entry.is_some());
                 (floor, true, self.own.number(live, staged.collect()))
             }
         };
@@ -260,9 +278,9 @@ fn is_crowded(log: &OwnerLog, ripe: bool) -> bool {
 }
 
 /// The entries of a log that are not staged, oldest first.
-fn live(log: &OwnerLog, staged: &[(Key, Option<Entry>)]) -> Vec<Change> {
+fn live(log: &OwnerLog, staged: &Staged) -> Vec<Change> {
     let entries = log.entries().iter();
-    let untouched = entries.filter(|(key, _)| !staged.iter().any(|(other, _)| other == *key));
+    let untouched = entries.filter(|(key, _)| !staged.changes.contains_key(*key));
     let mut live: Vec<_> = untouched
         .map(|(key, held)| Change {
             counter: 0,

@@ -45,7 +45,8 @@ pub struct Conflict {
 /// been shown: the order in which a record's states travel is nobody's business.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A record is there, or says something else.
+    /// A record is there, or says something else. When an endpoint moves to another owner, its removal comes
+    /// first.
     Upsert {
         /// Its owner.
         owner: NodeId,
@@ -343,6 +344,18 @@ impl View {
         }
         match best {
             Some((owner, record)) => {
+                // Versions of different owners say nothing about each other: a consumer that orders by them
+                // has to see the end of one record and the beginning of the other.
+                let replaced = match shown {
+                    Some((before, old)) if before != owner => {
+                        self.emit_removed(before, old);
+                        None
+                    }
+                    shown => shown.map(|(_, old)| old),
+                };
+                let Some(view) = self.networks.get_mut(network) else {
+                    return;
+                };
                 for address in addresses(&record) {
                     let holders = view.holders.entry(address);
                     let holders = holders.or_insert_with(|| Vec::with_capacity(1));
@@ -355,18 +368,22 @@ impl View {
                 self.emit(Event::Upsert {
                     owner,
                     record,
-                    replaced: shown.map(|(_, record)| record),
+                    replaced,
                     suspended,
                 });
             }
             None => {
                 view.shown.remove(endpoint);
                 if let Some((owner, record)) = shown {
-                    self.emit(Event::Remove { owner, record });
+                    self.emit_removed(owner, record);
                 }
             }
         }
         self.settle(network, touched);
+    }
+
+    fn emit_removed(&mut self, owner: NodeId, record: Arc<EndpointRecord>) {
+        self.emit(Event::Remove { owner, record });
     }
 
     /// Decides anew who has each of the addresses.
@@ -432,3 +449,6 @@ fn addresses(record: &EndpointRecord) -> Vec<Address> {
     let ips = record.ips.iter().map(|ip| Address::Ip(record.vni, *ip));
     ips.chain([Address::Mac(record.vni, record.mac)]).collect()
 }
+
+#[cfg(test)]
+mod tests;
