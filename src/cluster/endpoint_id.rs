@@ -105,8 +105,17 @@ mod tests {
 
     #[test]
     fn an_id_leads_back_to_its_origin() {
-        for (node, epoch, serial) in [(0, 0, 0), (1, 1, 1), (7, 3, u64::MAX), (u32::MAX, 9, 1 << 40)] {
-            let origin = Origin { node, epoch, serial };
+        for (node, epoch, serial) in [
+            (0, 0, 0),
+            (1, 1, 1),
+            (7, 3, u64::MAX),
+            (u32::MAX, 9, 1 << 40),
+        ] {
+            let origin = Origin {
+                node,
+                epoch,
+                serial,
+            };
             let text = text_of(origin);
             assert_eq!(text.len(), LEN);
             assert_eq!(from_text(&text).map(origin_of), Some(origin));

@@ -71,7 +71,7 @@ pub enum OpenError {
     /// Sealed with a key that is in no ring here.
     #[error("unknown key")]
     UnknownKey,
-    /// From a node that does not exist.
+    /// From a node or an epoch that does not exist.
     #[error("unknown sender")]
     UnknownSender,
     /// Altered, or not sealed with the key it names.
@@ -184,14 +184,16 @@ impl Seal {
         Ok(out)
     }
 
-    /// Opens a datagram of a node that `known` knows.
+    /// Opens a datagram of a node and epoch that `known` takes for possible. A holder of the ring key can
+    /// speak under any number: an epoch that the managers have not heard of is better not believed, or the
+    /// node's own datagrams would be refused as those of an earlier one.
     ///
     /// # Errors
     /// [`OpenError`]; the sender's window is as it was.
     pub fn open(
         &mut self,
         datagram: &[u8],
-        known: impl Fn(NodeId) -> bool,
+        known: impl Fn(NodeId, u64) -> bool,
     ) -> Result<Opened, OpenError> {
         let malformed = |_| OpenError::Malformed;
         let mut reader = Reader::new(datagram);
@@ -206,7 +208,7 @@ impl Seal {
             Some((scope, _)) => Arc::clone(scope),
             None => return Err(OpenError::UnknownKey),
         };
-        if !known(node) {
+        if !known(node, epoch) {
             return Err(OpenError::UnknownSender);
         }
         // What the window refuses is not worth the cipher; what it lets through is not believed yet.
@@ -246,7 +248,8 @@ impl Seal {
             if self.derived.len() >= DERIVED_MAX {
                 self.derived.clear();
             }
-            self.derived.insert(place, LessSafeKey::new(UnboundKey::from(key)));
+            self.derived
+                .insert(place, LessSafeKey::new(UnboundKey::from(key)));
         }
         self.derived.get(&place)
     }

@@ -64,7 +64,12 @@ impl Authority for Managers {
         self.nodes.contains_key(&node) && self.closed.get(network).is_none_or(allowed)
     }
 
-    fn judge(&self, owner: NodeId, _epoch: u64, record: &EndpointRecord) -> Result<(), Unauthorised> {
+    fn judge(
+        &self,
+        owner: NodeId,
+        _epoch: u64,
+        record: &EndpointRecord,
+    ) -> Result<(), Unauthorised> {
         let grant = self.nodes.get(&owner).ok_or(Unauthorised::Vtep)?;
         if record.vtep != grant.vtep {
             return Err(Unauthorised::Vtep);

@@ -34,7 +34,9 @@ fn seeds() {
                 })
             })
             .collect();
-        let healed = workers.into_iter().map(|w| w.join().expect("a seed failed"));
+        let healed = workers
+            .into_iter()
+            .map(|w| w.join().expect("a seed failed"));
         healed.fold(0.0, f64::max)
     });
     println!(
@@ -90,16 +92,28 @@ fn run(seed: u64) -> f64 {
             if let Some(agent) = &node.agent {
                 println!("{:?}", agent.gossip.counters());
                 for network in node.networks.iter().map(String::as_str).chain([""]) {
-                    let versions: Vec<_> = world.nodes.iter().map(|n| agent.gossip.version(network, n.id)).collect();
-                    println!("  {network:?} {versions:?} {:?}", agent.gossip.takers(network));
+                    let versions: Vec<_> = world
+                        .nodes
+                        .iter()
+                        .map(|n| agent.gossip.version(network, n.id))
+                        .collect();
+                    println!(
+                        "  {network:?} {versions:?} {:?}",
+                        agent.gossip.takers(network)
+                    );
                 }
             }
         }
-        panic!("seed {seed} did not heal: agrees {}, {what:?}", world.agrees());
+        panic!(
+            "seed {seed} did not heal: agrees {}, {what:?}",
+            world.agrees()
+        );
     };
     // It stays so, and nobody remains suspended: who was never told of a return hears it from the node itself.
     world.run_ms(30_000);
-    world.compare().unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+    world
+        .compare()
+        .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     for node in &world.nodes {
         let Some(agent) = &node.agent else { continue };
         assert!(

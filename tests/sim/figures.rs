@@ -39,9 +39,9 @@ enum Look {
     Random,
 }
 
-/// All nodes start at once, each with its endpoints. Returns milliseconds, wire bytes.
+/// All nodes start at once, each with its endpoints; one more is left down. Returns milliseconds, wire bytes.
 fn everything_at_once(seed: u64, nodes: usize, each: u32, look: Look) -> (f64, u64, World) {
-    let mut world = World::new(seed, nodes);
+    let mut world = World::new(seed, nodes + 1);
     world.strict = false;
     for index in 0..nodes {
         world.nodes[index].networks.insert(NET.into());
@@ -70,7 +70,7 @@ fn everything_at_once(seed: u64, nodes: usize, each: u32, look: Look) -> (f64, u
     let entries = nodes * each as usize;
     let complete = |world: &World| {
         let full = |index: usize| world.gossip(index).size().1 >= entries;
-        (0..world.nodes.len()).all(full) && world.agrees()
+        (0..nodes).all(full) && world.agrees()
     };
     let took = world.run_until(30_000, complete).expect("complete");
     let bytes = world.network.wire_bytes - begin_bytes;
@@ -100,6 +100,30 @@ fn a_hundred_nodes_with_endpoints_of_random_names() {
     );
     world.compare().expect("all records everywhere");
     assert!(took <= 1_000.0);
+}
+
+/// What does not fit into a few datagrams comes over a stream.
+#[test]
+fn a_newcomer_learns_ten_thousand_endpoints() {
+    let (_, _, mut world) = everything_at_once(9, 100, 100, Look::Random);
+    world.run_ms(5_000);
+    let (before, streams) = (world.network.wire_bytes, world.network.streams);
+    world.nodes[100].networks.insert(NET.into());
+    world.boot(100);
+    // It knows one node; the others hear of it through the table.
+    world.notify(100, 42, crate::detector::Notice::Up);
+    let took = world.run_until(10_000, |world| {
+        world.gossip(100).size().1 >= 10_000 && world.agrees()
+    });
+    println!(
+        "a newcomer to 100 x 100, random ids and names: complete after {:.0} ms, {:.2} MB on the wire, {} streams",
+        took.expect("complete"),
+        (world.network.wire_bytes - before) as f64 / 1e6,
+        world.network.streams - streams,
+    );
+    world.compare().expect("all records everywhere");
+    assert!(world.network.streams > streams);
+    assert!(took.is_some_and(|took| took <= 2_000.0));
 }
 
 #[test]
@@ -133,7 +157,9 @@ fn one_endpoint_reaches_a_hundred_nodes() {
     let record = world.endpoint(7, NET, Ipv4Addr::new(10, 0, 0, 9), "web.1");
     world.track(7, NET, &record.endpoint, Some(&record));
     world.publish(7, &record);
-    world.run_until(5_000, |world| world.tracked() == 0).expect("it arrives");
+    world
+        .run_until(5_000, |world| world.tracked() == 0)
+        .expect("it arrives");
     let mut reached = world.finished.remove(0).1;
     world.run_ms(1_000);
     println!(
@@ -158,7 +184,9 @@ fn an_idle_cluster_is_quiet() {
         let before = world.network.sent_by.clone();
         world.run_ms(60_000);
         let sent = world.network.sent_by.iter().zip(&before);
-        let rates: Vec<f64> = sent.map(|(now, before)| (now - before) as f64 / 60.0).collect();
+        let rates: Vec<f64> = sent
+            .map(|(now, before)| (now - before) as f64 / 60.0)
+            .collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
         let most = rates.iter().copied().fold(0.0, f64::max);
         println!("idle, {nodes} nodes: {mean:.0} B/s a node, {most:.0} B/s the most of one");
@@ -182,7 +210,8 @@ fn changes(world: &mut World, count: usize, gap_ms: u64) -> Vec<f64> {
         let old = settled.choose(&mut world.rng).copied();
         match (kind, old) {
             (1, Some(old)) => {
-                let (index, record): &mut (usize, weft::tables::record::EndpointRecord) = &mut live[old];
+                let (index, record): &mut (usize, weft::tables::record::EndpointRecord) =
+                    &mut live[old];
                 record.name = format!("renamed.{number}");
                 let (index, record) = (*index, record.clone());
                 world.track(index, NET, &record.endpoint, Some(&record));
@@ -203,9 +232,14 @@ fn changes(world: &mut World, count: usize, gap_ms: u64) -> Vec<f64> {
             }
         }
     }
-    world.run_until(30_000, |world| world.tracked() == 0).expect("all arrive");
+    world
+        .run_until(30_000, |world| world.tracked() == 0)
+        .expect("all arrive");
     let finished = std::mem::take(&mut world.finished);
-    finished.into_iter().flat_map(|(_, reached)| reached).collect()
+    finished
+        .into_iter()
+        .flat_map(|(_, reached)| reached)
+        .collect()
 }
 
 fn reach(name: &str, weather: Weather, gap_ms: u64) -> (f64, f64, f64, f64) {
@@ -214,7 +248,12 @@ fn reach(name: &str, weather: Weather, gap_ms: u64) -> (f64, f64, f64, f64) {
     world.network.weather = weather;
     let mut all = changes(&mut world, 300, gap_ms);
     let of = |all: &mut Vec<f64>, p| percentile(all, p);
-    let figures = (of(&mut all, 0.5), of(&mut all, 0.9), of(&mut all, 0.99), of(&mut all, 1.0));
+    let figures = (
+        of(&mut all, 0.5),
+        of(&mut all, 0.9),
+        of(&mut all, 0.99),
+        of(&mut all, 1.0),
+    );
     println!(
         "25 nodes, {name}: p50 {:.0} p90 {:.0} p99 {:.0} max {:.0} ms, {} deliveries",
         figures.0,

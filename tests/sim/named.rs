@@ -38,7 +38,10 @@ fn settle(world: &mut World) {
 
 fn names(world: &World, index: usize) -> Vec<String> {
     let (shown, _) = world.gossip(index).watch();
-    shown.iter().map(|shown| shown.record.name.clone()).collect()
+    shown
+        .iter()
+        .map(|shown| shown.record.name.clone())
+        .collect()
 }
 
 /// A message of frames.
@@ -148,7 +151,13 @@ fn put(record: EndpointRecord) -> (Key, Option<Entry>) {
 }
 
 fn takes(node: u64) -> Frame {
-    chunk(node, "", 0, (Key::Takes(NET.into()), Some(Entry::Takes)), true)
+    chunk(
+        node,
+        "",
+        0,
+        (Key::Takes(NET.into()), Some(Entry::Takes)),
+        true,
+    )
 }
 
 /// A delete that comes before its create leaves nothing for the create to revive.
@@ -183,7 +192,10 @@ fn delete_before_create() {
 fn no_forged_tombstone() {
     let mut alone = Alone::new();
     alone.gossip.join(NET);
-    alone.hears(2, &[takes(2), chunk(2, NET, 1, put(record(2, 5, "web")), true)]);
+    alone.hears(
+        2,
+        &[takes(2), chunk(2, NET, 1, put(record(2, 5, "web")), true)],
+    );
     let mut builder = Builder::new(NodeId(2), 1, 2);
     let gone = Change {
         counter: 3,
@@ -221,12 +233,27 @@ fn create_is_relative() {
     alone.gossip.join(NET);
     let (_, mut watch) = alone.gossip.watch();
     // The owner wrote it twice and wrote its log anew: this node sees the second state first.
-    alone.hears(2, &[takes(2), chunk(2, NET, 7, put(record(2, 5, "renamed")), true)]);
+    alone.hears(
+        2,
+        &[
+            takes(2),
+            chunk(2, NET, 7, put(record(2, 5, "renamed")), true),
+        ],
+    );
     let events = alone.gossip.events(&mut watch).unwrap();
-    assert!(matches!(&events[..], [Event::Upsert { replaced: None, .. }]), "{events:?}");
+    assert!(
+        matches!(&events[..], [Event::Upsert { replaced: None, .. }]),
+        "{events:?}"
+    );
     alone.hears(2, &[chunk(2, NET, 8, put(record(2, 5, "again")), false)]);
     let events = alone.gossip.events(&mut watch).unwrap();
-    let [Event::Upsert { replaced: Some(old), .. }] = &events[..] else {
+    let [
+        Event::Upsert {
+            replaced: Some(old),
+            ..
+        },
+    ] = &events[..]
+    else {
         panic!("{events:?}");
     };
     assert_eq!(old.name, "renamed");
@@ -256,8 +283,15 @@ fn packet_budget() {
         world.boot(index);
         for number in 0..60 {
             let name = format!("{}.{number}", "x".repeat(number * 4 % 200));
-            let mut record = world.endpoint(index, NET, Ipv4Addr::new(10, 0, index as u8, number as u8 + 1), &name);
-            record.aliases = (0..number % 7).map(|n| format!("alias-{n}-{number}")).collect();
+            let mut record = world.endpoint(
+                index,
+                NET,
+                Ipv4Addr::new(10, 0, index as u8, number as u8 + 1),
+                &name,
+            );
+            record.aliases = (0..number % 7)
+                .map(|n| format!("alias-{n}-{number}"))
+                .collect();
             world.stage(index, &record);
         }
     }
@@ -273,7 +307,10 @@ fn packet_budget() {
     record.aliases = (0..5).map(|n| format!("{n}{}", "y".repeat(250))).collect();
     let agent = world.nodes[0].agent.as_mut().unwrap();
     let refused = agent.gossip.publish(record).unwrap_err();
-    assert!(refused.to_string().contains("bytes, the most that fit"), "{refused}");
+    assert!(
+        refused.to_string().contains("bytes, the most that fit"),
+        "{refused}"
+    );
 }
 
 /// A flood of questions for relayed changes does not hold up the node's own.
@@ -328,11 +365,15 @@ fn watch_has_snapshot() {
             world.withdraw(0, &network, &endpoint);
         }
         world.run_ms(200);
-        let mut ids: std::collections::BTreeSet<_> =
-            shown.iter().map(|shown| shown.record.endpoint.clone()).collect();
+        let mut ids: std::collections::BTreeSet<_> = shown
+            .iter()
+            .map(|shown| shown.record.endpoint.clone())
+            .collect();
         for event in world.gossip(1).events(&mut watch).unwrap() {
             match event {
-                Event::Upsert { record, replaced, .. } => {
+                Event::Upsert {
+                    record, replaced, ..
+                } => {
                     assert_eq!(ids.insert(record.endpoint.clone()), replaced.is_none());
                 }
                 Event::Remove { record, .. } => assert!(ids.remove(&record.endpoint)),
@@ -340,8 +381,14 @@ fn watch_has_snapshot() {
             }
         }
         let now = world.gossip(1).watch().0;
-        let now: Vec<_> = now.iter().map(|shown| shown.record.endpoint.clone()).collect();
-        assert!(ids.iter().eq(now.iter().collect::<std::collections::BTreeSet<_>>()));
+        let now: Vec<_> = now
+            .iter()
+            .map(|shown| shown.record.endpoint.clone())
+            .collect();
+        assert!(
+            ids.iter()
+                .eq(now.iter().collect::<std::collections::BTreeSet<_>>())
+        );
     }
 }
 
@@ -414,7 +461,11 @@ fn one_mac_many_ips() {
     };
     settle(&mut world);
     feed(&world);
-    assert_eq!(world.gossip(1).conflicts().count(), 0, "one node's own affair");
+    assert_eq!(
+        world.gossip(1).conflicts().count(),
+        0,
+        "one node's own affair"
+    );
     for record in &records[..2] {
         world.withdraw(0, NET, &record.endpoint);
         settle(&mut world);
@@ -512,14 +563,22 @@ fn many_sync_acks() {
     for to in 2..=9 {
         let to_it: Vec<_> = actions
             .iter()
-            .filter(|action| matches!(action, Action::Datagram { to: node, .. } if *node == NodeId(to)))
+            .filter(
+                |action| matches!(action, Action::Datagram { to: node, .. } if *node == NodeId(to)),
+            )
             .cloned()
             .collect();
-        let owners: Vec<_> = chunks_in(&to_it).iter().map(|c| c.header().owner.0).collect();
+        let owners: Vec<_> = chunks_in(&to_it)
+            .iter()
+            .map(|c| c.header().owner.0)
+            .collect();
         for owner in [1, 2, 3] {
             assert!(owners.contains(&owner), "to n{to}: {owners:?}");
         }
-        assert!(owners.iter().filter(|owner| **owner == 1).count() >= 2, "{owners:?}");
+        assert!(
+            owners.iter().filter(|owner| **owner == 1).count() >= 2,
+            "{owners:?}"
+        );
     }
 }
 
@@ -534,7 +593,10 @@ fn stable_wire_hash() {
         },
     };
     assert_eq!(message::row_hash(&row), 4_605_512_715_048_507_319);
-    assert_eq!(Tag::of("n3tw0rkn3tw0rkn3tw0rkn3tw"), Tag(11_601_982_897_904_516_351));
+    assert_eq!(
+        Tag::of("n3tw0rkn3tw0rkn3tw0rkn3tw"),
+        Tag(11_601_982_897_904_516_351)
+    );
     // An IPv4 address in IPv6 form is published as what it is.
     let (mut a, mut b) = (Alone::new(), Alone::new());
     let mut mapped = record(1, 5, "web");

@@ -43,17 +43,32 @@ fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
 impl Ledger {
     pub fn wrote(&mut self, owner: NodeId, record: &EndpointRecord) {
         let place = (owner, record.network.clone(), record.endpoint.clone());
-        self.written.entry(place).or_default().insert(content(record));
+        self.written
+            .entry(place)
+            .or_default()
+            .insert(content(record));
     }
 
     /// Where an owner's log is and what it says there.
-    pub fn stands(&mut self, owner: NodeId, network: &str, at: Version, records: &[Arc<EndpointRecord>]) {
+    pub fn stands(
+        &mut self,
+        owner: NodeId,
+        network: &str,
+        at: Version,
+        records: &[Arc<EndpointRecord>],
+    ) {
         let place = (owner, network.to_owned(), at);
         self.states.entry(place).or_insert_with(|| state(records));
     }
 
     /// Whether a copy of the log at this version says the same. Within a base there is nothing to compare.
-    pub fn agrees(&self, owner: NodeId, network: &str, at: Version, records: &[Arc<EndpointRecord>]) -> bool {
+    pub fn agrees(
+        &self,
+        owner: NodeId,
+        network: &str,
+        at: Version,
+        records: &[Arc<EndpointRecord>],
+    ) -> bool {
         let known = self.states.get(&(owner, network.to_owned(), at));
         known.is_none_or(|known| *known == state(records))
     }

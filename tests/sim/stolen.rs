@@ -32,7 +32,10 @@ fn cluster() -> World {
     world.publish(0, &record);
     let record = world.endpoint(0, SECRET, Ipv4Addr::new(10, 0, 2, 2), "treasure");
     world.publish(0, &record);
-    world.managers.leases.insert("10.0.1.2".parse().unwrap(), NodeId(1));
+    world
+        .managers
+        .leases
+        .insert("10.0.1.2".parse().unwrap(), NodeId(1));
     let settled = world.run_until(5_000, |w| w.agrees() && w.gossip(1).watch().0.len() == 2);
     settled.expect("agreement");
     world
@@ -58,7 +61,12 @@ fn tell(world: &mut World, to: usize, frames: &[Frame]) -> Vec<Action> {
 }
 
 /// A chunk in the name of `owner`, signed with the stolen key.
-fn signed_by_stolen(owner: NodeId, network: &str, from: u64, change: (Key, Option<Entry>)) -> Frame {
+fn signed_by_stolen(
+    owner: NodeId,
+    network: &str,
+    from: u64,
+    change: (Key, Option<Entry>),
+) -> Frame {
     let mut builder = Builder::new(owner, 1, from);
     let change = Change {
         counter: from + 1,
@@ -81,7 +89,9 @@ fn put(record: &EndpointRecord) -> (Key, Option<Entry>) {
 
 fn victim(world: &World, index: usize) -> Arc<EndpointRecord> {
     let (shown, _) = world.gossip(index).watch();
-    let found = shown.into_iter().find(|shown| shown.record.name == "victim");
+    let found = shown
+        .into_iter()
+        .find(|shown| shown.record.name == "victim");
     found.expect("the victim is shown").record
 }
 
@@ -101,7 +111,10 @@ fn it_cannot_write_or_delete_endpoints_of_others() {
     }
     // Nor that it leaves the network or is elsewhere.
     let leaves = (Key::Takes(NET.into()), None);
-    let elsewhere = (Key::Address, Some(Entry::Address("192.168.0.3:7946".parse().unwrap())));
+    let elsewhere = (
+        Key::Address,
+        Some(Entry::Address("192.168.0.3:7946".parse().unwrap())),
+    );
     for change in [leaves, elsewhere] {
         let frame = signed_by_stolen(NodeId(1), "", 1_000, change);
         tell(&mut world, 1, &[frame]);
@@ -132,7 +145,10 @@ fn it_cannot_take_addresses_of_others() {
     assert!(world.agrees());
     for index in 0..2 {
         let (shown, _) = world.gossip(index).watch();
-        assert!(shown.iter().all(|shown| shown.owner != NodeId(3)), "{shown:?}");
+        assert!(
+            shown.iter().all(|shown| shown.owner != NodeId(3)),
+            "{shown:?}"
+        );
         assert_eq!(victim(&world, index), before);
         assert_eq!(world.gossip(index).unauthorised(), 3);
     }
@@ -144,7 +160,10 @@ fn it_cannot_take_addresses_of_others() {
     let mut reasons: Vec<_> = reasons.collect();
     reasons.sort();
     reasons.dedup();
-    assert_eq!(reasons, [(3, Unauthorised::Address), (3, Unauthorised::Vtep)]);
+    assert_eq!(
+        reasons,
+        [(3, Unauthorised::Address), (3, Unauthorised::Vtep)]
+    );
 
     // What was refused counts as soon as the managers say so: a lease may come after its record.
     world.managers.leases.clear();
@@ -185,7 +204,12 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
     };
     let probe = Frame::Probe(vec![(tag, 1)]);
     // It also says that it takes part, which is for the managers to say.
-    let takes = signed_by_stolen(NodeId(3), "", 2_000, (Key::Takes(SECRET.into()), Some(Entry::Takes)));
+    let takes = signed_by_stolen(
+        NodeId(3),
+        "",
+        2_000,
+        (Key::Takes(SECRET.into()), Some(Entry::Takes)),
+    );
     let actions = tell(&mut world, 0, &[takes, everything, want, probe]);
     for action in actions {
         let payloads = match action {
@@ -194,7 +218,9 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
         };
         for frame in payloads.iter().flat_map(|p| message::decode(p).unwrap()) {
             let about = match frame {
-                Frame::Digest { tag, .. } | Frame::Want { tag, .. } | Frame::Chunk { tag, .. } => tag,
+                Frame::Digest { tag, .. } | Frame::Want { tag, .. } | Frame::Chunk { tag, .. } => {
+                    tag
+                }
                 _ => continue,
             };
             assert_ne!(about, tag);
@@ -204,12 +230,25 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
     // It has no key to what others send each other, and no record of its own gets in.
     let stolen = &mut world.nodes[2].agent.as_mut().unwrap().seal;
     assert!(!stolen.has_keys(SECRET));
-    let sealed = world.nodes[0].agent.as_mut().unwrap().seal.seal(SECRET, b"x").unwrap();
+    let sealed = world.nodes[0]
+        .agent
+        .as_mut()
+        .unwrap()
+        .seal
+        .seal(SECRET, b"x")
+        .unwrap();
     let stolen = &mut world.nodes[2].agent.as_mut().unwrap().seal;
-    assert_eq!(stolen.open(&sealed, |_| true), Err(OpenError::UnknownKey));
+    assert_eq!(
+        stolen.open(&sealed, |_, _| true),
+        Err(OpenError::UnknownKey)
+    );
     let mut spy = (*victim(&world, 0)).clone();
     spy.network = SECRET.into();
-    tell(&mut world, 0, &[signed_by_stolen(NodeId(3), SECRET, 3_000, put(&spy))]);
+    tell(
+        &mut world,
+        0,
+        &[signed_by_stolen(NodeId(3), SECRET, 3_000, put(&spy))],
+    );
     assert_eq!(world.gossip(0).counters().refused_not_taking, 1);
 }
 
@@ -219,7 +258,12 @@ fn it_cannot_flood() {
     let mut world = cluster();
     let mut from = 10_000;
     let mut frames = 0;
-    let takes = signed_by_stolen(NodeId(3), "", 2_000, (Key::Takes(NET.into()), Some(Entry::Takes)));
+    let takes = signed_by_stolen(
+        NodeId(3),
+        "",
+        2_000,
+        (Key::Takes(NET.into()), Some(Entry::Takes)),
+    );
     tell(&mut world, 1, &[takes]);
     let mut begins = true;
     while frames < 900 {
@@ -229,7 +273,11 @@ fn it_cannot_flood() {
             let change = Change {
                 counter: counter + 1,
                 since: counter + 1,
-                key: Key::Endpoint(weft::cluster::endpoint_id::endpoint_id(NodeId(3), 1, counter).as_str().into()),
+                key: Key::Endpoint(
+                    weft::cluster::endpoint_id::endpoint_id(NodeId(3), 1, counter)
+                        .as_str()
+                        .into(),
+                ),
                 entry: Some(Entry::Endpoint(Arc::new(EndpointRecord {
                     ips: vec![Ipv4Addr::from(counter as u32 + 1).into()],
                     mac: weft::wire::Mac::from_ipv4(Ipv4Addr::from(counter as u32 + 1)),
@@ -288,11 +336,20 @@ fn a_capture_shows_nothing() {
     }
     assert!(!captured.is_empty());
     for sealed in &captured {
-        for needle in [&b"secret"[..], b"net-a", b"victim", &[10, 0, 1, 2], &[192, 168, 0, 1]] {
+        for needle in [
+            &b"secret"[..],
+            b"net-a",
+            b"victim",
+            &[10, 0, 1, 2],
+            &[192, 168, 0, 1],
+        ] {
             assert!(!sealed.windows(needle.len()).any(|w| w == needle));
         }
     }
     let other = &mut world.nodes[1].agent.as_mut().unwrap().seal;
-    other.open(&captured[0], |_| true).unwrap();
-    assert_eq!(other.open(&captured[0], |_| true), Err(OpenError::Replayed));
+    other.open(&captured[0], |_, _| true).unwrap();
+    assert_eq!(
+        other.open(&captured[0], |_, _| true),
+        Err(OpenError::Replayed)
+    );
 }

@@ -310,7 +310,13 @@ impl World {
     }
 
     /// A fresh endpoint's record, not yet published.
-    pub fn endpoint(&mut self, index: usize, network: &str, ip: Ipv4Addr, name: &str) -> EndpointRecord {
+    pub fn endpoint(
+        &mut self,
+        index: usize,
+        network: &str,
+        ip: Ipv4Addr,
+        name: &str,
+    ) -> EndpointRecord {
         let id = self.nodes[index].id;
         let agent = self.nodes[index].agent.as_mut();
         let endpoint = agent.expect("the node is up").gossip.new_endpoint_id();
@@ -332,14 +338,21 @@ impl World {
     /// Stages a record; the next pump sends it.
     pub fn stage(&mut self, index: usize, record: &EndpointRecord) {
         if std::env::var_os("WEFT_SIM_TRACE").is_some() {
-            println!("{:.1} {} publishes {record:?}", self.now_ms(), self.nodes[index].id);
+            println!(
+                "{:.1} {} publishes {record:?}",
+                self.now_ms(),
+                self.nodes[index].id
+            );
         }
         let node = &mut self.nodes[index];
         self.ledger.wrote(node.id, record);
         let key = (record.network.clone(), record.endpoint.clone());
         node.wishes.insert(key, record.clone());
         if let Some(agent) = &mut node.agent {
-            agent.gossip.publish(record.clone()).expect("the record is fit");
+            agent
+                .gossip
+                .publish(record.clone())
+                .expect("the record is fit");
         }
     }
 
@@ -358,7 +371,13 @@ impl World {
     }
 
     /// Measures until every node of the network has what `index` is about to do with an endpoint.
-    pub fn track(&mut self, index: usize, network: &str, endpoint: &str, record: Option<&EndpointRecord>) {
+    pub fn track(
+        &mut self,
+        index: usize,
+        network: &str,
+        endpoint: &str,
+        record: Option<&EndpointRecord>,
+    ) {
         let others = self.nodes.iter().enumerate();
         let others = others.filter(|(other, node)| {
             *other != index && node.agent.is_some() && node.networks.contains(network)
@@ -428,7 +447,10 @@ impl World {
                 scope,
                 payload,
             } => {
-                let bytes = agent.seal.seal(&scope_of(&scope), &payload).expect("there is a key");
+                let bytes = agent
+                    .seal
+                    .seal(&scope_of(&scope), &payload)
+                    .expect("there is a key");
                 self.longest = self.longest.max(bytes.len());
                 if bytes.len() > DATAGRAM_LEN_MAX {
                     self.fail(&format!("a datagram of {} bytes", bytes.len()));
@@ -480,7 +502,7 @@ impl World {
             return;
         };
         let managers = &self.managers;
-        let known = |id: NodeId| managers.nodes.contains_key(&id);
+        let known = |id: NodeId, _: u64| managers.nodes.contains_key(&id);
         let opened = match agent.seal.open(&datagram.bytes, known) {
             Ok(opened) => opened,
             Err(error) => {
@@ -493,18 +515,24 @@ impl World {
             epoch: opened.epoch,
             addr: (!datagram.stream).then(|| World::addr(datagram.from)),
         };
-        agent.gossip.handle(clock, &sender, &opened.payload, managers);
+        agent
+            .gossip
+            .handle(clock, &sender, &opened.payload, managers);
     }
 
     /// The consumer of a node's events.
     fn read(&mut self, index: usize) {
         let (id, now) = (self.nodes[index].id, self.now_ms());
         let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
-        let events = agent.gossip.events(&mut agent.watch).expect("it reads all the time");
+        let events = agent
+            .gossip
+            .events(&mut agent.watch)
+            .expect("it reads all the time");
         if self.strict {
             let mut touched: BTreeSet<(NodeId, String)> = BTreeSet::new();
             for event in &events {
-                if let Event::Upsert { owner, record, .. } | Event::Remove { owner, record } = event {
+                if let Event::Upsert { owner, record, .. } | Event::Remove { owner, record } = event
+                {
                     touched.insert((*owner, record.network.clone()));
                 }
             }
@@ -514,7 +542,9 @@ impl World {
                 if owner == id {
                     self.ledger.stands(owner, &network, at, &records);
                 } else if !self.ledger.agrees(owner, &network, at, &records) {
-                    self.fail(&format!("{id} has another log of {owner} in {network} at {at:?}"));
+                    self.fail(&format!(
+                        "{id} has another log of {owner} in {network} at {at:?}"
+                    ));
                 }
             }
         }
@@ -542,7 +572,9 @@ impl World {
                 continue;
             };
             if track.content == now.map(|record| content(record)) && track.missing.remove(&index) {
-                track.reached.push((self.now_us - track.begin_us) as f64 / 1_000.0);
+                track
+                    .reached
+                    .push((self.now_us - track.begin_us) as f64 / 1_000.0);
                 if track.missing.is_empty() {
                     let track = self.tracks.remove(&key).expect("just found");
                     self.finished.push((key.1, track.reached));
@@ -603,7 +635,11 @@ impl World {
     }
 
     /// Runs until `done` holds, looking after each step that something arrives at; returns milliseconds.
-    pub fn run_until(&mut self, limit_ms: u64, mut done: impl FnMut(&World) -> bool) -> Option<f64> {
+    pub fn run_until(
+        &mut self,
+        limit_ms: u64,
+        mut done: impl FnMut(&World) -> bool,
+    ) -> Option<f64> {
         let begin = self.now_us;
         let limit = begin + limit_ms * 1_000;
         loop {
@@ -656,14 +692,25 @@ impl World {
                 return Err(format!("{}: the mirror differs from the snapshot", node.id));
             }
             for shown in &shown {
-                let key = (shown.record.network.as_str(), shown.record.endpoint.as_str());
+                let key = (
+                    shown.record.network.as_str(),
+                    shown.record.endpoint.as_str(),
+                );
                 let want = expected.get(&key);
                 if want.is_none_or(|want| **want != (shown.owner, content(&shown.record))) {
-                    return Err(format!("{} shows {:?}, wished is {want:?}", node.id, shown.record));
+                    return Err(format!(
+                        "{} shows {:?}, wished is {want:?}",
+                        node.id, shown.record
+                    ));
                 }
             }
             if shown.len() != expected.len() {
-                return Err(format!("{} shows {} of {}", node.id, shown.len(), expected.len()));
+                return Err(format!(
+                    "{} shows {} of {}",
+                    node.id,
+                    shown.len(),
+                    expected.len()
+                ));
             }
         }
         Ok(())

@@ -41,7 +41,8 @@ pub trait Authority {
     /// # Errors
     /// What is wrong with it. The record is kept, and judged again later: leases and records travel
     /// different ways, and either may be first.
-    fn judge(&self, owner: NodeId, epoch: u64, record: &EndpointRecord) -> Result<(), Unauthorised>;
+    fn judge(&self, owner: NodeId, epoch: u64, record: &EndpointRecord)
+    -> Result<(), Unauthorised>;
 
     /// Whether `signature` over `message` is that of `node`.
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool;
@@ -97,7 +98,10 @@ mod tests {
 
     #[test]
     fn a_signature_fits_its_message_and_key_alone() {
-        let (key, other) = (SigningKey::from_seed(&[1; 32]), SigningKey::from_seed(&[2; 32]));
+        let (key, other) = (
+            SigningKey::from_seed(&[1; 32]),
+            SigningKey::from_seed(&[2; 32]),
+        );
         let signature = key.sign(b"a");
         assert!(key.public().verify(b"a", &signature));
         assert!(!key.public().verify(b"b", &signature));

@@ -61,7 +61,10 @@ impl<'a> Reader<'a> {
 
     /// The next `len` bytes.
     pub fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
-        let (front, rest) = self.rest.split_at_checked(len).ok_or(DecodeError::Truncated)?;
+        let (front, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(front)
     }

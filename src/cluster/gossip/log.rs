@@ -123,7 +123,13 @@ impl OwnerLog {
     }
 
     /// Applies a chunk that is [`Fit::Next`].
-    pub fn apply(&mut self, chunk: Chunk, changes: Vec<Change>, at_ms: u64, direct: bool) -> Vec<Delta> {
+    pub fn apply(
+        &mut self,
+        chunk: Chunk,
+        changes: Vec<Change>,
+        at_ms: u64,
+        direct: bool,
+    ) -> Vec<Delta> {
         let header = *chunk.header();
         debug_assert_eq!(self.fit(&header), Fit::Next);
         let epoch = header.epoch;
@@ -151,10 +157,13 @@ impl OwnerLog {
             rows,
         });
         if let Some(floor) = header.floor {
-            self.end_base(Version {
-                epoch,
-                counter: floor,
-            }, &mut deltas);
+            self.end_base(
+                Version {
+                    epoch,
+                    counter: floor,
+                },
+                &mut deltas,
+            );
         }
         deltas
     }

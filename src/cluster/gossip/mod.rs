@@ -39,11 +39,11 @@ use log::Delta;
 use message::Tag;
 use own::Own;
 use pace::{Bucket, Chance, Clock};
-pub use peer::Status;
 use peer::Peer;
+pub use peer::Status;
 use replica::Replica;
-pub use view::{Address, Conflict, Event, Lagged, Shown, Watch};
 use view::View;
+pub use view::{Address, Conflict, Event, Lagged, Shown, Watch};
 
 use super::{NodeId, seal};
 use crate::tables::record::{EndpointRecord, Version};
@@ -105,7 +105,8 @@ const FOR_GOOD: Version = Version {
 };
 
 /// Least length of a sealed datagram that can carry any chunk.
-pub const DATAGRAM_LEN_MIN: usize = chunk::CHUNK_LEN_MAX + 12 + message::MESSAGE_HEADER_LEN + seal::OVERHEAD_MAX;
+pub const DATAGRAM_LEN_MIN: usize =
+    chunk::CHUNK_LEN_MAX + 12 + message::MESSAGE_HEADER_LEN + seal::OVERHEAD_MAX;
 
 /// Which keys a message is sealed with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,7 +131,9 @@ pub enum Action {
         /// What to seal.
         payload: Vec<u8>,
     },
-    /// Several messages over a reliable stream, each sealed like a datagram.
+    /// Several messages over a reliable stream, each sealed like a datagram, and not before it is written: the
+    /// receiver's replay window is no longer than it is. A stream that cannot be opened needs no word; what was
+    /// to go over it will be asked for again.
     Stream {
         /// Whom to.
         to: NodeId,

@@ -62,8 +62,11 @@ impl Gossip {
         let key = Key::Takes(Arc::clone(&id));
         let mut replica = Replica::new(Arc::clone(&id));
         let cluster = self.replicas[&Tag::CLUSTER].logs().iter();
-        let takers = cluster.filter_map(|(node, log)| Some((*node, log.entries().get(&key)?.since)));
-        replica.takers.extend(takers.filter(|(node, _)| *node != self.config.node));
+        let takers =
+            cluster.filter_map(|(node, log)| Some((*node, log.entries().get(&key)?.since)));
+        replica
+            .takers
+            .extend(takers.filter(|(node, _)| *node != self.config.node));
         self.replicas.insert(tag, replica);
         self.own.staged.entry(tag).or_default();
         self.stage(Tag::CLUSTER, key, Some(Entry::Takes));
@@ -226,7 +229,13 @@ impl Gossip {
         self.push_to_all(tag);
     }
 
-    fn chunks(&self, network: &str, from: u64, floor: Option<u64>, changes: &[Change]) -> Vec<Chunk> {
+    fn chunks(
+        &self,
+        network: &str,
+        from: u64,
+        floor: Option<u64>,
+        changes: &[Change],
+    ) -> Vec<Chunk> {
         let (node, epoch) = (self.config.node, self.config.epoch);
         let signer = &*self.signer;
         let mut chunks = Vec::new();

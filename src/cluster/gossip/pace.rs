@@ -91,7 +91,9 @@ impl Bucket {
     }
 
     fn fill(&mut self, now_ms: u64) {
-        let gained = now_ms.saturating_sub(self.at_ms).saturating_mul(self.per_ms);
+        let gained = now_ms
+            .saturating_sub(self.at_ms)
+            .saturating_mul(self.per_ms);
         let gained = i64::try_from(gained).unwrap_or(i64::MAX);
         self.level = self.level.saturating_add(gained).min(self.burst);
         self.at_ms = now_ms;

@@ -83,7 +83,9 @@ impl Peer {
 
     /// Up to where it is taken to know this node's log.
     pub(super) fn known(&self, tag: Tag) -> Version {
-        self.known.get(&tag).map_or(Version::default(), |k| k.version)
+        self.known
+            .get(&tag)
+            .map_or(Version::default(), |k| k.version)
     }
 
     /// It was sent everything up to `version`.

@@ -22,7 +22,13 @@ const WANTED_MS: u64 = 120;
 impl Gossip {
     /// Takes a message that `sender` sealed. What is to be sent in turn comes from the next
     /// [`poll`](Gossip::poll).
-    pub fn handle(&mut self, now_ms: u64, sender: &Sender, payload: &[u8], authority: &dyn Authority) {
+    pub fn handle(
+        &mut self,
+        now_ms: u64,
+        sender: &Sender,
+        payload: &[u8],
+        authority: &dyn Authority,
+    ) {
         self.clock.set(now_ms);
         let now = self.clock.now_ms();
         let node = sender.node;
@@ -52,8 +58,9 @@ impl Gossip {
             self.revive(node);
             self.push_all_to(node);
         }
-        if self.probed == Some(node) {
-            self.probed = None;
+        let answered = self.probed.take_if(|probed| *probed == node).is_some();
+        if answered && frames.contains(&Frame::Agree) {
+            self.agreed = self.agreed.saturating_add(1);
         }
         for frame in frames {
             self.frame(node, frame, authority);
@@ -63,7 +70,8 @@ impl Gossip {
     fn frame(&mut self, from: NodeId, frame: Frame, authority: &dyn Authority) {
         match frame {
             Frame::Probe(hashes) => self.probed(from, &hashes, authority),
-            Frame::Agree => self.agreed += 1,
+            // Counted once a message, and only from whom was asked.
+            Frame::Agree => {}
             Frame::Digest {
                 tag,
                 pull,
@@ -126,7 +134,9 @@ impl Gossip {
         let Some(replica) = self.replicas.get_mut(&tag) else {
             return;
         };
-        let mine = replica.rows().filter(|row| (first..=last).contains(&row.owner));
+        let mine = replica
+            .rows()
+            .filter(|row| (first..=last).contains(&row.owner));
         let theirs_of = |owner: NodeId| -> Version {
             let found = theirs.binary_search_by_key(&owner, |row| row.owner);
             found.map_or(Version::default(), |at| theirs[at].version)
@@ -191,7 +201,10 @@ impl Gossip {
         }
         // What is known already needs no proof.
         let log = replica.logs().get(&owner);
-        let fit = log.map_or_else(|| super::log::fit(Version::default(), &header), |l| l.fit(&header));
+        let fit = log.map_or_else(
+            || super::log::fit(Version::default(), &header),
+            |l| l.fit(&header),
+        );
         match fit {
             Fit::Known => self.counters.chunks_known += 1,
             Fit::OldEpoch => self.counters.chunks_old_epoch += 1,
@@ -263,7 +276,11 @@ impl Gossip {
             let Some(replica) = self.replicas.get_mut(&tag) else {
                 return;
             };
-            if !replica.logs().get(&owner).is_some_and(|log| log.has_early()) {
+            if !replica
+                .logs()
+                .get(&owner)
+                .is_some_and(|log| log.has_early())
+            {
                 return;
             }
             let Some((chunk, direct)) = replica.change(owner, |log| log.next_early()) else {
@@ -274,7 +291,13 @@ impl Gossip {
     }
 
     /// Moves a log on by a chunk that fits and is signed by its owner.
-    pub(super) fn apply(&mut self, tag: Tag, chunk: Chunk, direct: bool, authority: &dyn Authority) {
+    pub(super) fn apply(
+        &mut self,
+        tag: Tag,
+        chunk: Chunk,
+        direct: bool,
+        authority: &dyn Authority,
+    ) {
         let now = self.clock.now_ms();
         let header = *chunk.header();
         let owner = header.owner;
@@ -287,7 +310,11 @@ impl Gossip {
             counter: header.to,
         };
         // A network that was left is left with all that was written in it.
-        if replica.takers.get(&owner).is_some_and(|since| version <= *since) {
+        if replica
+            .takers
+            .get(&owner)
+            .is_some_and(|since| version <= *since)
+        {
             self.counters.chunks_old_epoch += 1;
             return;
         }
@@ -365,7 +392,13 @@ impl Gossip {
     }
 
     /// Leases are bound to an epoch: what an owner has from an earlier one may not be its own any more.
-    fn judge_again(&mut self, network: &Arc<str>, owner: NodeId, epoch: u64, authority: &dyn Authority) {
+    fn judge_again(
+        &mut self,
+        network: &Arc<str>,
+        owner: NodeId,
+        epoch: u64,
+        authority: &dyn Authority,
+    ) {
         let tag = Tag::of(network);
         let log = self.replicas.get(&tag).and_then(|r| r.logs().get(&owner));
         let entries = log.into_iter().flat_map(|log| log.entries().values());

@@ -66,7 +66,11 @@ impl Replica {
     }
 
     /// Changes an owner's log, and the hash with it.
-    pub(super) fn change<T>(&mut self, owner: NodeId, change: impl FnOnce(&mut OwnerLog) -> T) -> T {
+    pub(super) fn change<T>(
+        &mut self,
+        owner: NodeId,
+        change: impl FnOnce(&mut OwnerLog) -> T,
+    ) -> T {
         let log = self.logs.entry(owner).or_default();
         let before = log.version();
         let done = change(log);

@@ -120,7 +120,9 @@ impl Context {
             None => flags |= DELETE,
             Some(Entry::Takes) => {}
             Some(Entry::Address(addr)) => body.socket(*addr),
-            Some(Entry::Endpoint(record)) => self.encode_record(record, &mut flags, &mut more, &mut body),
+            Some(Entry::Endpoint(record)) => {
+                self.encode_record(record, &mut flags, &mut more, &mut body)
+            }
         }
         if more != 0 {
             out.extend([flags | MORE, more]);
@@ -255,11 +257,18 @@ impl Context {
         if flags & 0x80 != 0 || more & 0x80 != 0 || flags & MORE != 0 && more == 0 {
             return Err(DecodeError::Unknown);
         }
-        let distance = if flags & COUNTER == 0 { 1 } else { reader.varint()? };
+        let distance = if flags & COUNTER == 0 {
+            1
+        } else {
+            reader.varint()?
+        };
         if distance == 0 || distance == 1 && flags & COUNTER != 0 {
             return Err(DecodeError::Number);
         }
-        self.counter = self.counter.checked_add(distance).ok_or(DecodeError::Number)?;
+        self.counter = self
+            .counter
+            .checked_add(distance)
+            .ok_or(DecodeError::Number)?;
         let counter = self.counter;
         let deleted = flags & DELETE != 0;
         if more & SINCE != 0 {
@@ -297,7 +306,11 @@ impl Context {
                 (Key::Takes(id), (!deleted).then_some(Entry::Takes))
             }
             ADDRESS if flags & ID == 0 => {
-                let entry = if deleted { None } else { Some(Entry::Address(reader.socket()?)) };
+                let entry = if deleted {
+                    None
+                } else {
+                    Some(Entry::Address(reader.socket()?))
+                };
                 (Key::Address, entry)
             }
             _ => return Err(DecodeError::Unknown),
@@ -448,7 +461,9 @@ fn counted_up(name: &str) -> String {
     let (stem, number) = name.split_at(name.len() - digits.min(9));
     match number.parse::<u32>() {
         // A leading zero would be lost: such names are written out.
-        Ok(number_value) if number == number_value.to_string() => format!("{stem}{}", number_value + 1),
+        Ok(number_value) if number == number_value.to_string() => {
+            format!("{stem}{}", number_value + 1)
+        }
         _ => name.to_owned(),
     }
 }

@@ -100,9 +100,10 @@ impl Gossip {
     }
 
     pub(super) fn push_all_to(&mut self, node: NodeId) {
-        let shared = self.replicas.values().filter(|replica| {
-            replica.tag == Tag::CLUSTER || replica.takers.contains_key(&node)
-        });
+        let shared = self
+            .replicas
+            .values()
+            .filter(|replica| replica.tag == Tag::CLUSTER || replica.takers.contains_key(&node));
         for tag in shared.map(|r| r.tag).collect::<Vec<_>>() {
             self.push_to(node, tag);
         }
@@ -120,7 +121,8 @@ impl Gossip {
             let me = self.config.node;
             let mut cluster = Vec::new();
             for tag in tags {
-                let (Some(replica), Some(peer)) = (self.replicas.get(&tag), self.peers.get(&node)) else {
+                let (Some(replica), Some(peer)) = (self.replicas.get(&tag), self.peers.get(&node))
+                else {
                     continue;
                 };
                 if tag != Tag::CLUSTER && !authority.takes_part(node, &replica.id) {
@@ -251,7 +253,10 @@ impl Gossip {
         let now = self.clock.now_ms();
         // Whoever has just asked another for much does not ask a second one.
         let asked = replica.wanted_ms.values();
-        let pull = asked.filter(|at| now < **at + self.config.probe_busy_ms / 2).count() < 3;
+        let pull = asked
+            .filter(|at| now < **at + self.config.probe_busy_ms / 2)
+            .count()
+            < 3;
         let rows: Vec<Row> = replica.rows().collect();
         let runs = self.runs(&rows);
         let mut first = NodeId(0);
@@ -413,10 +418,7 @@ impl Gossip {
         }
         let cluster = &self.replicas[&Tag::CLUSTER];
         let mut hashes = vec![(Tag::CLUSTER, cluster.hash())];
-        let mut shared: Vec<_> = self
-            .shared_with(node)
-            .map(|r| (r.tag, r.hash()))
-            .collect();
+        let mut shared: Vec<_> = self.shared_with(node).map(|r| (r.tag, r.hash())).collect();
         // Those that do not fit get their turn by chance.
         self.chance.shuffle(&mut shared);
         hashes.extend(shared);

@@ -235,7 +235,11 @@ impl View {
             }
         }
         self.show(network, endpoint);
-        if self.networks.get(network).is_some_and(|v| v.claims.is_empty()) {
+        if self
+            .networks
+            .get(network)
+            .is_some_and(|v| v.claims.is_empty())
+        {
             self.networks.remove(network);
         }
     }

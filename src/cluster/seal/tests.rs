@@ -11,7 +11,7 @@ fn pair(keys: &[u8]) -> (Seal, Seal) {
     (a, b)
 }
 
-fn anyone(_: NodeId) -> bool {
+fn anyone(_: NodeId, _: u64) -> bool {
     true
 }
 
@@ -21,7 +21,10 @@ fn what_was_sealed_opens_once() {
     let sealed = a.seal("", b"hello").unwrap();
     assert!(sealed.len() <= 5 + OVERHEAD_MAX);
     let opened = b.open(&sealed, anyone).unwrap();
-    assert_eq!((opened.node, opened.epoch, &*opened.scope), (NodeId(1), 1, ""));
+    assert_eq!(
+        (opened.node, opened.epoch, &*opened.scope),
+        (NodeId(1), 1, "")
+    );
     assert_eq!(opened.payload, b"hello");
     assert_eq!(b.open(&sealed, anyone), Err(OpenError::Replayed));
 }
@@ -46,7 +49,11 @@ fn the_text_is_not_in_the_datagram() {
     let (mut a, _) = pair(&[1]);
     let text = b"my-web.1 10.0.1.2 my-network";
     let sealed = a.seal("", text).unwrap();
-    assert!(!sealed.windows(4).any(|part| text.windows(4).any(|t| t == part)));
+    assert!(
+        !sealed
+            .windows(4)
+            .any(|part| text.windows(4).any(|t| t == part))
+    );
 }
 
 #[test]
@@ -99,7 +106,7 @@ fn without_a_key_nothing_is_sealed() {
 fn a_node_that_does_not_exist_is_not_listened_to() {
     let (mut a, mut b) = pair(&[1]);
     let sealed = a.seal("", b"x").unwrap();
-    let refused = b.open(&sealed, |node| node != NodeId(1));
+    let refused = b.open(&sealed, |node, _| node != NodeId(1));
     assert_eq!(refused, Err(OpenError::UnknownSender));
 }
 
@@ -109,7 +116,8 @@ fn an_earlier_epoch_is_over() {
     let before = a.seal("", b"before").unwrap();
     let mut restarted = Seal::new(NodeId(1), 2);
     restarted.set_keys("", &[Secret([1; 32])]);
-    b.open(&restarted.seal("", b"after").unwrap(), anyone).unwrap();
+    b.open(&restarted.seal("", b"after").unwrap(), anyone)
+        .unwrap();
     assert_eq!(b.open(&before, anyone), Err(OpenError::OldEpoch));
 }
 

@@ -105,7 +105,15 @@ fn everything_a_record_may_hold_comes_back() {
     last.mac = Mac([2; 6]);
     let mut again = change(record(10));
     again.counter = 50;
-    there_and_back(&[change(record(1)), change(odd), gone, takes, address, change(last), again]);
+    there_and_back(&[
+        change(record(1)),
+        change(odd),
+        gone,
+        takes,
+        address,
+        change(last),
+        again,
+    ]);
 }
 
 #[test]
