@@ -12,6 +12,7 @@ pub mod api;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::cluster::gossip::fuzzing as gossip;
 use crate::dataplane::{self, merge, split};
 use crate::wire::frame::FrameBuilder;
 use crate::wire::ipv4::{self, Ipv4};
@@ -84,6 +85,16 @@ pub const TARGETS: &[Target] = &[
         name: "api",
         run: api::run,
         seeds: api::seeds,
+    },
+    Target {
+        name: "gossip",
+        run: gossip::run,
+        seeds: gossip::seeds,
+    },
+    Target {
+        name: "seal",
+        run: gossip::run_seal,
+        seeds: gossip::seal_seeds,
     },
 ];
 

@@ -5,10 +5,13 @@
 //! network are named in `tests/tidy/rules.rs`.
 
 pub mod dice;
+pub mod endpoint_id;
+pub mod gossip;
 pub mod ipam;
 pub mod manager;
 pub mod member;
 pub mod node;
 pub mod pki;
+pub mod seal;
 
 pub use node::NodeId;

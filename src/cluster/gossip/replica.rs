@@ -1,0 +1,99 @@
+//! One network's logs, and the hash that tells in eight bytes whether two nodes know the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::log::OwnerLog;
+use super::message::{Row, Tag, row_hash};
+use crate::cluster::NodeId;
+use crate::tables::record::Version;
+
+/// The logs of a network.
+#[derive(Debug)]
+pub struct Replica {
+    /// The network's id; empty for the cluster's own log.
+    pub id: Arc<str>,
+    /// Its tag.
+    pub tag: Tag,
+    /// Who takes part, and since which change of their cluster log.
+    pub takers: BTreeMap<NodeId, Version>,
+    /// When an owner's log was last asked for, so that not everybody sends it.
+    pub wanted_ms: BTreeMap<NodeId, u64>,
+    /// When it last changed, or was last seen to differ from another's.
+    pub stirred_ms: u64,
+    logs: BTreeMap<NodeId, OwnerLog>,
+    /// Exclusive or of the hashes of all rows.
+    hash: u64,
+}
+
+impl Replica {
+    pub(super) fn new(id: Arc<str>) -> Replica {
+        Replica {
+            tag: Tag::of(&id),
+            id,
+            takers: BTreeMap::new(),
+            wanted_ms: BTreeMap::new(),
+            stirred_ms: 0,
+            logs: BTreeMap::new(),
+            hash: 0,
+        }
+    }
+
+    /// Two replicas with one hash have the same logs.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The logs by owner.
+    pub fn logs(&self) -> &BTreeMap<NodeId, OwnerLog> {
+        &self.logs
+    }
+
+    /// How far an owner's log is known.
+    pub fn version(&self, owner: NodeId) -> Version {
+        self.logs
+            .get(&owner)
+            .map_or(Version::default(), OwnerLog::version)
+    }
+
+    /// What is known, by owner.
+    pub fn rows(&self) -> impl Iterator<Item = Row> {
+        let rows = self.logs.iter().map(|(owner, log)| Row {
+            owner: *owner,
+            version: log.version(),
+        });
+        rows.filter(|row| row.version != Version::default())
+    }
+
+    /// Changes an owner's log, and the hash with it.
+    pub(super) fn change<T>(
+        &mut self,
+        owner: NodeId,
+        change: impl FnOnce(&mut OwnerLog) -> T,
+    ) -> T {
+        let log = self.logs.entry(owner).or_default();
+        let before = log.version();
+        let done = change(log);
+        let after = log.version();
+        if before != after {
+            self.hash ^= hash(owner, before) ^ hash(owner, after);
+        }
+        done
+    }
+
+    /// Takes an owner's log out.
+    pub(super) fn remove(&mut self, owner: NodeId) -> Option<OwnerLog> {
+        let log = self.logs.remove(&owner)?;
+        self.hash ^= hash(owner, log.version());
+        self.wanted_ms.remove(&owner);
+        Some(log)
+    }
+}
+
+/// A log nobody has begun counts for nothing.
+fn hash(owner: NodeId, version: Version) -> u64 {
+    if version == Version::default() {
+        return 0;
+    }
+    row_hash(&Row { owner, version })
+}

@@ -1,0 +1,99 @@
+//! The managers' state as the simulator has it: the same on every node, and changed by hand.
+
+use std::cell::{Cell, RefCell};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weft::cluster::NodeId;
+use weft::cluster::gossip::{Authority, PublicKey, SigningKey, Unauthorised};
+use weft::tables::record::EndpointRecord;
+
+/// A node as the managers know it.
+pub struct Grant {
+    pub name: Arc<str>,
+    pub key: PublicKey,
+    pub vtep: IpAddr,
+}
+
+/// What the managers say.
+#[derive(Default)]
+pub struct Managers {
+    pub nodes: BTreeMap<NodeId, Grant>,
+    /// Networks with a list of their nodes; others are open to all.
+    pub closed: BTreeMap<String, BTreeSet<NodeId>>,
+    /// Addresses that are leased to one node; others are anybody's.
+    pub leases: BTreeMap<IpAddr, NodeId>,
+    /// The same chunk is verified once for all nodes: real signatures, a fraction of the time.
+    verified: RefCell<HashMap<(u64, u64), bool>>,
+    pub verifications: Cell<u64>,
+}
+
+/// The key of a node; a seed makes it.
+pub fn key_of(node: NodeId) -> SigningKey {
+    let mut seed = [7; 32];
+    seed[..8].copy_from_slice(&node.0.to_be_bytes());
+    SigningKey::from_seed(&seed)
+}
+
+pub fn vtep_of(node: NodeId) -> IpAddr {
+    let [.., a, b] = node.0.to_be_bytes();
+    IpAddr::from([192, 168, a, b])
+}
+
+impl Managers {
+    pub fn admit(&mut self, node: NodeId) {
+        let grant = Grant {
+            name: format!("node-{}", node.0).into(),
+            key: key_of(node).public(),
+            vtep: vtep_of(node),
+        };
+        self.nodes.insert(node, grant);
+    }
+}
+
+impl Authority for Managers {
+    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+        self.nodes.get(&node).map(|grant| Arc::clone(&grant.name))
+    }
+
+    fn takes_part(&self, node: NodeId, network: &str) -> bool {
+        let allowed = |nodes: &BTreeSet<NodeId>| nodes.contains(&node);
+        self.nodes.contains_key(&node) && self.closed.get(network).is_none_or(allowed)
+    }
+
+    fn judge(
+        &self,
+        owner: NodeId,
+        _epoch: u64,
+        record: &EndpointRecord,
+    ) -> Result<(), Unauthorised> {
+        let grant = self.nodes.get(&owner).ok_or(Unauthorised::Vtep)?;
+        if record.vtep != grant.vtep {
+            return Err(Unauthorised::Vtep);
+        }
+        let foreign = |ip: &IpAddr| self.leases.get(ip).is_some_and(|node| *node != owner);
+        if record.ips.iter().any(foreign) {
+            return Err(Unauthorised::Address);
+        }
+        Ok(())
+    }
+
+    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+        let Some(grant) = self.nodes.get(&node) else {
+            return false;
+        };
+        let hash = |salt: u64| {
+            let mut hasher = DefaultHasher::new();
+            (salt, node, message, signature).hash(&mut hasher);
+            hasher.finish()
+        };
+        let key = (hash(1), hash(2));
+        *self.verified.borrow_mut().entry(key).or_insert_with(|| {
+            self.verifications.set(self.verifications.get() + 1);
+            grant.key.verify(message, signature)
+        })
+    }
+}

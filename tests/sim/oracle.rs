@@ -1,0 +1,146 @@
+//! What must hold at every moment: the simulator writes down what each owner did and compares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft::cluster::NodeId;
+use weft::cluster::gossip::Event;
+use weft::tables::record::{EndpointRecord, Version};
+
+/// A record without what the table sets.
+pub fn content(record: &EndpointRecord) -> String {
+    let EndpointRecord {
+        network,
+        vni,
+        endpoint,
+        mac,
+        ips,
+        vtep,
+        name,
+        aliases,
+        service,
+        ..
+    } = record;
+    format!("{network} {vni} {endpoint} {mac} {ips:?} {vtep} {name} {aliases:?} {service}")
+}
+
+type Place = (NodeId, String, String);
+
+/// Everything that was ever published.
+#[derive(Default)]
+pub struct Ledger {
+    written: BTreeMap<Place, BTreeSet<String>>,
+    /// What each owner's log said at each of its versions: others must have the same at the same version.
+    states: BTreeMap<(NodeId, String, Version), Vec<String>>,
+}
+
+fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
+    let mut contents: Vec<_> = records.iter().map(|record| content(record)).collect();
+    contents.sort();
+    contents
+}
+
+impl Ledger {
+    pub fn wrote(&mut self, owner: NodeId, record: &EndpointRecord) {
+        let place = (owner, record.network.clone(), record.endpoint.clone());
+        self.written
+            .entry(place)
+            .or_default()
+            .insert(content(record));
+    }
+
+    /// Where an owner's log is and what it says there.
+    pub fn stands(
+        &mut self,
+        owner: NodeId,
+        network: &str,
+        at: Version,
+        records: &[Arc<EndpointRecord>],
+    ) {
+        let place = (owner, network.to_owned(), at);
+        self.states.entry(place).or_insert_with(|| state(records));
+    }
+
+    /// Whether a copy of the log at this version says the same. Within a base there is nothing to compare.
+    pub fn agrees(
+        &self,
+        owner: NodeId,
+        network: &str,
+        at: Version,
+        records: &[Arc<EndpointRecord>],
+    ) -> bool {
+        let known = self.states.get(&(owner, network.to_owned(), at));
+        known.is_none_or(|known| *known == state(records))
+    }
+
+    fn has(&self, owner: NodeId, record: &EndpointRecord) -> bool {
+        let place = (owner, record.network.clone(), record.endpoint.clone());
+        let contents = self.written.get(&place);
+        contents.is_some_and(|contents| contents.contains(&content(record)))
+    }
+}
+
+/// A consumer of one node's events, as the table writer would be.
+#[derive(Default)]
+pub struct Mirror {
+    pub shown: BTreeMap<(String, String), (NodeId, Arc<EndpointRecord>)>,
+    pub suspended: BTreeSet<NodeId>,
+    /// The last version of each record that was shown.
+    last: BTreeMap<Place, Version>,
+}
+
+impl Mirror {
+    /// Applies an event.
+    ///
+    /// # Errors
+    /// What must never happen.
+    pub fn apply(&mut self, event: &Event, ledger: Option<&Ledger>) -> Result<(), String> {
+        match event {
+            Event::Upsert {
+                owner,
+                record,
+                replaced,
+                suspended,
+            } => {
+                if ledger.is_some_and(|ledger| !ledger.has(*owner, record)) {
+                    return Err(format!("{owner} never wrote {record:?}"));
+                }
+                if *suspended != self.suspended.contains(owner) {
+                    return Err(format!("{owner} suspended: {suspended}, by the events not"));
+                }
+                let key = (record.network.clone(), record.endpoint.clone());
+                let before = self.shown.insert(key, (*owner, Arc::clone(record)));
+                if before.map(|(_, record)| record) != *replaced {
+                    return Err(format!("{replaced:?} was not what was shown"));
+                }
+                let place = (*owner, record.network.clone(), record.endpoint.clone());
+                let last = self.last.entry(place).or_default();
+                if record.version <= *last {
+                    return Err(format!("{record:?} came after {last:?}"));
+                }
+                *last = record.version;
+            }
+            Event::Remove { owner, record } => {
+                let key = (record.network.clone(), record.endpoint.clone());
+                let before = self.shown.remove(&key);
+                if before.as_ref() != Some(&(*owner, Arc::clone(record))) {
+                    return Err(format!("removed {record:?} which was not shown"));
+                }
+            }
+            Event::Suspend(node) => {
+                self.suspended.insert(*node);
+            }
+            Event::Resume(node) => {
+                self.suspended.remove(node);
+            }
+            Event::EpochUsed(version) => return Err(format!("epoch used before: {version:?}")),
+            Event::Unauthorised { .. } | Event::Conflict(_) | Event::ConflictOver(..) => {}
+        }
+        Ok(())
+    }
+
+    /// The node left a network: it may see old versions again after it joins.
+    pub fn forget(&mut self, network: &str) {
+        self.last.retain(|(_, other, _), _| other != network);
+    }
+}
