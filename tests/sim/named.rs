@@ -171,7 +171,7 @@ fn delete_before_create() {
     alone.hears(2, &[takes(2), deleted.clone()]);
     assert!(alone.gossip.watch().0.is_empty());
     alone.hears(2, &[another]);
-    alone.hears(2, &[created.clone()]);
+    alone.hears(2, std::slice::from_ref(&created));
     let shown = alone.gossip.watch().0;
     assert_eq!(shown.len(), 1);
     assert_eq!(shown[0].record.name, "db");
