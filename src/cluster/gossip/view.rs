@@ -244,7 +244,7 @@ impl View {
         }
     }
 
-    /// Judges every claim again. Returns how many are not allowed.
+    /// Judges every claim again.
     pub(super) fn judge(
         &mut self,
         mut verdict: impl FnMut(NodeId, &EndpointRecord) -> Result<(), Unauthorised>,
