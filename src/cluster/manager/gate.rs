@@ -25,6 +25,9 @@ use crate::model::error::{ApiError, ErrorCode};
 /// How long a wrong token is answered later, so that guessing is slow on each connection.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a manager waits to hear itself what the leader has agreed.
+const KNOWN_WAIT: Duration = Duration::from_secs(2);
+
 /// The other end of a connection, as TLS has proved it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -108,9 +111,9 @@ fn permit_command(command: &Command, node: NodeId, manager: bool) -> Result<(), 
         ));
     }
     match command {
-        Command::Init(_) | Command::Join { .. } | Command::NodeCertificate { .. } => Err(denied(
-            &format!("\"{}\" has a way of its own", command.verb()),
-            "use weft init, weft join or a renewal",
+        Command::Init(_) => Err(denied(
+            "a cluster is made on its first manager",
+            "run weft init there",
         )),
         Command::NetworkCreate { .. }
         | Command::NetworkUpdate { .. }
@@ -147,7 +150,7 @@ impl Gate {
         }
         let answered = match (request, peer) {
             (Request::Propose(proposal), Peer::Node { name, .. }) => {
-                let actor = as_from(proposal.actor, name.node);
+                let actor = as_from(proposal.actor, name);
                 let proposal = Proposal { actor, ..proposal };
                 return self.manager.answer(Request::Propose(proposal)).await;
             }
@@ -198,6 +201,7 @@ impl Gate {
         };
         let issued = certify(&authority, &join.csr, &name, wall_ms)?;
         let mut node = join.node;
+        let id = node.id;
         node.certificate = issued.digest;
         let proposal = Proposal {
             request: join.request,
@@ -210,6 +214,12 @@ impl Gate {
             Reply::Joined {
                 number, raft_id, ..
             } => {
+                // Its next question will come here: by then this manager has to know it.
+                let known = |state: &State| {
+                    let cluster = state.cluster();
+                    cluster.is_ok_and(|cluster| cluster.nodes.contains_key(&id))
+                };
+                self.manager.wait_until(known, KNOWN_WAIT).await;
                 let welcome = self.welcome(issued.certificate, number, raft_id)?;
                 Ok(Answer::Welcome(Box::new(welcome)))
             }
@@ -284,12 +294,14 @@ fn certify(
     })
 }
 
-/// The actor as the certificate proves it; only the user id is the node's word.
-fn as_from(actor: Actor, node: NodeId) -> Actor {
+/// The actor as a worker's certificate proves it; only the user id is its word. A manager passes on what others
+/// have asked it for.
+fn as_from(actor: Actor, name: &NodeName) -> Actor {
+    let node = name.node;
     match actor {
+        actor if name.role == Role::Manager => actor,
         Actor::Operator { uid, .. } => Actor::Operator { node, uid },
-        Actor::Leader => Actor::Leader,
-        Actor::Node(_) | Actor::Joiner(_) => Actor::Node(node),
+        Actor::Node(_) | Actor::Joiner(_) | Actor::Leader => Actor::Node(node),
     }
 }
 

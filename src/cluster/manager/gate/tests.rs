@@ -189,6 +189,15 @@ fn a_role_counts_as_long_as_certificate_and_state_agree() {
     let mut state = state();
     let manager = peer(1, Role::Manager);
     assert_eq!(code(&state, &manager, &vote()), None);
+    let join = propose(Command::Join {
+        node: wish_of(9),
+        token: TOKEN,
+    });
+    assert_eq!(
+        code(&state, &manager, &join),
+        None,
+        "it passes a join on to the leader"
+    );
     // A worker that was made a manager has to renew first; one that claims the role is none.
     let claimed = peer(2, Role::Manager);
     assert_eq!(
@@ -240,16 +249,21 @@ fn a_removed_node_and_one_of_another_cluster_are_refused() {
 }
 
 #[test]
-fn a_node_cannot_act_in_anothers_name() {
+fn a_worker_cannot_act_in_anothers_name_and_a_manager_passes_on() {
     let (me, other) = (NodeId::from_bits(2), NodeId::from_bits(3));
-    let operator = Actor::Operator {
-        node: other,
-        uid: 1000,
+    let name = |role| match peer(2, role) {
+        Peer::Node { name, .. } => name,
+        Peer::Joiner(_) => panic!("a node has a name"),
     };
-    let mine = Actor::Operator {
-        node: me,
-        uid: 1000,
-    };
-    assert_eq!(as_from(operator, me), mine);
-    assert_eq!(as_from(Actor::Node(other), me), Actor::Node(me));
+    let operator = |node| Actor::Operator { node, uid: 1000 };
+    let worker = name(Role::Worker);
+    assert_eq!(as_from(operator(other), &worker), operator(me));
+    for actor in [
+        Actor::Node(other),
+        Actor::Leader,
+        Actor::Joiner([192, 0, 2, 1].into()),
+    ] {
+        assert_eq!(as_from(actor.clone(), &worker), Actor::Node(me));
+        assert_eq!(as_from(actor.clone(), &name(Role::Manager)), actor);
+    }
 }

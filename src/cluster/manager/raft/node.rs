@@ -327,6 +327,22 @@ impl Manager {
         self.machine.look(look)
     }
 
+    /// Waits until what this manager has applied fits, which may be a moment after the leader has agreed.
+    pub async fn wait_until(&self, fits: impl Fn(&State) -> bool, limit: Duration) -> bool {
+        let mut revisions = self.machine.revisions();
+        let end = Instant::now() + limit;
+        loop {
+            revisions.mark_unchanged();
+            if self.look(&fits) {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if !matches!(timeout(left, revisions.changed()).await, Ok(Ok(()))) {
+                return self.look(&fits);
+            }
+        }
+    }
+
     /// Its number in the Raft group.
     pub fn id(&self) -> u64 {
         self.id

@@ -1,6 +1,6 @@
 //! Tests of joining and of mutual TLS, over real sockets on the loopback.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::*;
 use crate::cluster::manager::command::{
@@ -56,6 +56,8 @@ struct Cluster {
     managers: Vec<(Arc<Manager>, TlsServer)>,
     tokens: BTreeMap<Role, JoinToken>,
     next: AtomicU64,
+    /// Index of the manager that is asked.
+    entrance: AtomicUsize,
 }
 
 fn member(authority: &Authority, cluster: &str, id: u64, role: Role) -> Member {
@@ -138,11 +140,13 @@ impl Cluster {
             managers: vec![first],
             tokens,
             next: AtomicU64::new(2),
+            entrance: AtomicUsize::new(0),
         }
     }
 
     fn address(&self) -> String {
-        self.managers[0].1.address().to_string()
+        let entrance = self.entrance.load(Ordering::SeqCst);
+        self.managers[entrance].1.address().to_string()
     }
 
     async fn propose(&self, command: Command) -> Reply {
@@ -314,7 +318,20 @@ async fn three_managers_agree_over_tls() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    // Any of them takes a change, wherever the leader is.
+    // Any of them lets nodes in and renews certificates, wherever the leader is.
+    for entrance in 0..3 {
+        cluster.entrance.store(entrance, Ordering::SeqCst);
+        let (_, worker) = cluster.worker().await;
+        let key = make_node_key().unwrap();
+        let renew = Request::Renew { csr: key.csr };
+        let answer = worker
+            .link
+            .call(&cluster.address(), renew, LIMIT)
+            .await
+            .unwrap();
+        assert!(matches!(answer, Answer::Certificate(_)), "{answer:?}");
+    }
+    // Any of them takes a change, or says who does.
     let (_, worker) = cluster.worker().await;
     for (n, (_, server)) in cluster.managers.iter().enumerate() {
         let address = server.address().to_string();
