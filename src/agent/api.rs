@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub use self::cluster::*;
+pub use super::events::EventEntry;
 pub use super::handle::Agent;
 pub use super::{config, ident, metrics};
 pub use crate::model::error::{ApiError, ErrorBody, ErrorCode, exit};
@@ -17,6 +19,8 @@ pub use crate::model::request::*;
 pub use crate::model::suggest;
 pub use crate::tables::record::{EndpointRecord, Version};
 pub use crate::wire::{Mac, Vni};
+
+mod cluster;
 
 /// Version of the API in the URL prefix.
 pub const API_VERSION: &str = "v1";
@@ -472,6 +476,9 @@ pub struct Status {
     pub pid: u32,
     /// How often an agent started with this state directory.
     pub epoch: u64,
+    /// The node's part in its cluster, if it is part of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
     /// The dataplane.
     pub dataplane: DataplaneStatus,
     /// Every overlay network but `ingress`.

@@ -119,6 +119,20 @@ pub const KEYS: &[Key] = &[
         "UDP port of the tunnel, the same on every node",
     ),
     key(
+        "control_port",
+        "control-port",
+        "PORT",
+        "7377",
+        "TCP port where managers answer, the same on every node",
+    ),
+    key(
+        "gossip_port",
+        "gossip-port",
+        "PORT",
+        "7378",
+        "UDP and TCP port of the nodes' gossip, the same on every node",
+    ),
+    key(
         "workers",
         "workers",
         "N",
@@ -259,6 +273,10 @@ pub struct Settings {
     pub socket_group: Option<String>,
     /// UDP port of the tunnel.
     pub vxlan_port: u16,
+    /// TCP port of the managers.
+    pub control_port: u16,
+    /// UDP and TCP port of gossip.
+    pub gossip_port: u16,
     /// Dataplane threads; `None` leaves the choice to the dataplane.
     pub workers: Option<usize>,
     /// Kind of uplink.
@@ -438,6 +456,10 @@ pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiErro
             .unwrap_or_else(|| run_dir.join("weft.sock")),
         socket_group: check.optional("socket_group", any_text),
         vxlan_port: check.parse("vxlan_port", vxlan_port).unwrap_or_default(),
+        control_port: check
+            .parse("control_port", cluster_port)
+            .unwrap_or_default(),
+        gossip_port: check.parse("gossip_port", cluster_port).unwrap_or_default(),
         workers: check.parse("workers", workers).unwrap_or_default(),
         uplink: check.parse("uplink", uplink).unwrap_or_default(),
         disable_offloads: check
@@ -520,6 +542,20 @@ impl Check<'_> {
                 "choose a length above the pool's own, such as 24",
             ));
         }
+        let ports = [
+            ("control_port", settings.control_port),
+            ("gossip_port", settings.gossip_port),
+            ("vxlan_port", settings.vxlan_port),
+        ];
+        for (index, (name, port)) in ports.iter().enumerate() {
+            let twin = ports[..index].iter().find(|(_, other)| other == port);
+            if let Some((other, _)) = twin.filter(|_| self.faults.is_empty()) {
+                self.faults.push(fault(
+                    format!("{name} = {port} is the port of {other} too"),
+                    "give each its own",
+                ));
+            }
+        }
         // sun_path is 108 bytes with its NUL (unix(7)), and the socket is first made under a longer name.
         if settings.socket.as_os_str().len() > 96 {
             self.faults.push(fault(
@@ -594,6 +630,16 @@ fn vxlan_port(text: &str) -> Result<u16, Wrong> {
         _ => Err(Wrong(
             "is not a port from 1024 to 65535".into(),
             "leave it at 4789 unless something on the way eats that port",
+        )),
+    }
+}
+
+fn cluster_port(text: &str) -> Result<u16, Wrong> {
+    match text.parse::<u16>() {
+        Ok(port) if port >= 1024 => Ok(port),
+        _ => Err(Wrong(
+            "is not a port from 1024 to 65535".into(),
+            "leave it out unless something else has that port",
         )),
     }
 }

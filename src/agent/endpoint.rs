@@ -131,14 +131,22 @@ pub fn choose(network: &Network, wish: &AttachRequest, taken: &Taken) -> Result<
     Err(refusal.unwrap_or_else(|| ApiError::internal("a network without a segment")))
 }
 
+/// The addresses a wish fixes, checked.
 #[derive(Debug, Default)]
-struct Fixed {
-    segment: Option<usize>,
-    v4: Option<IpAddr>,
-    v6: Option<IpAddr>,
+pub struct Fixed {
+    /// Index of the segment they lie in.
+    pub segment: Option<usize>,
+    /// IPv4.
+    pub v4: Option<IpAddr>,
+    /// IPv6.
+    pub v6: Option<IpAddr>,
 }
 
-fn check_fixed(network: &Network, ips: &[IpAddr], taken: &Taken) -> Result<Fixed, ApiError> {
+/// Checks the addresses that a wish fixes.
+///
+/// # Errors
+/// `invalid_address`, `address_in_use`.
+pub fn check_fixed(network: &Network, ips: &[IpAddr], taken: &Taken) -> Result<Fixed, ApiError> {
     let mut fixed = Fixed::default();
     for &ip in ips {
         let (index, segment) = network.segment_of(ip).ok_or_else(|| outside(network, ip))?;
@@ -224,7 +232,7 @@ pub fn check_remote_address(network: &Network, ip: IpAddr) -> Result<usize, ApiE
 }
 
 /// The address that [`Mac::from_ipv4`] makes this MAC from.
-fn made_from(mac: &Mac) -> Option<IpAddr> {
+pub fn made_from(mac: &Mac) -> Option<IpAddr> {
     let [_, _, a, b, c, d] = mac.0;
     let ip = std::net::Ipv4Addr::new(a, b, c, d);
     (Mac::from_ipv4(ip) == *mac).then_some(IpAddr::V4(ip))
@@ -308,7 +316,11 @@ fn exhausted(subnet: &Subnet, taken: &Taken) -> ApiError {
     )
 }
 
-fn choose_mac(
+/// The MAC that was asked for, or the one made from the IPv4 address.
+///
+/// # Errors
+/// `invalid_mac`, `mac_in_use`.
+pub fn choose_mac(
     network: &Network,
     wanted: Option<Mac>,
     ips: &[IpNetwork],

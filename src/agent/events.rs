@@ -69,6 +69,41 @@ pub enum Event {
         network: String,
         count: usize,
     },
+    ClusterJoined {
+        cluster: String,
+        role: String,
+    },
+    ClusterLeft {
+        cluster: String,
+    },
+    NodeUp {
+        node: String,
+    },
+    NodeFailed {
+        node: String,
+    },
+    NodeNumberUsedTwice {
+        address: String,
+    },
+    ManagerStarted {
+        node: String,
+    },
+    ManagerStopped {
+        node: String,
+    },
+    EpochUsed {
+        epoch: u64,
+    },
+    AddressConflict {
+        network: String,
+        address: String,
+        winner: String,
+        losers: Vec<String>,
+    },
+    AddressConflictOver {
+        network: String,
+        address: String,
+    },
     Swept {
         object: String,
     },
@@ -86,7 +121,13 @@ impl Event {
     fn is_warning(&self) -> bool {
         matches!(
             self,
-            Event::EndpointLost { .. } | Event::StateRecovered { .. } | Event::RepairFailed { .. }
+            Event::EndpointLost { .. }
+                | Event::NodeFailed { .. }
+                | Event::NodeNumberUsedTwice { .. }
+                | Event::EpochUsed { .. }
+                | Event::AddressConflict { .. }
+                | Event::StateRecovered { .. }
+                | Event::RepairFailed { .. }
         )
     }
 }

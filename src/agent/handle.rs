@@ -2,15 +2,19 @@
 //!
 //! Locks, always taken in this order: the gate (async; shared by verbs on one network, held alone by a
 //! reset), a network's own lock (async, held for a whole verb), the file lock (async, while saving), the
-//! state mutex (short, never across an await). Verbs live in [`super::verbs`].
+//! tables' lock (short), the state mutex (short, never across an await). Who is in which cluster changes under a
+//! lock of its own that is taken before all of them. Verbs live in [`super::verbs`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::api::HealthItem;
+use super::cluster::files::ClusterFiles;
+use super::cluster::{Cluster, Opened};
 use super::config::Settings;
 use super::error::ApiError;
 use super::events::{Event, EventLog};
@@ -43,6 +47,11 @@ pub(super) struct Inner {
     file: tokio::sync::Mutex<StateFile>,
     networks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     gate: Arc<RwLock<()>>,
+    /// Held while remembered records go into the tables, so that none is put back that was just taken out.
+    tables: Mutex<()>,
+    pub(super) cluster: ArcSwapOption<Cluster>,
+    /// Held by whoever enters or leaves a cluster.
+    pub(super) enrolling: tokio::sync::Mutex<()>,
 }
 
 /// The right to change one network.
@@ -129,11 +138,19 @@ impl Agent {
             refuse_orphans(&settings, &plumbing.networks().await?)?;
         }
         node.epoch += 1;
+        let enrolment = ClusterFiles::of(&settings.state_dir).enrolment()?;
+        if enrolment.is_none() {
+            node.ipam = None;
+        }
         for dropped in node.prune_dangling() {
             events.emit(Event::StateRecovered { reason: dropped });
         }
         file.save(&node)?;
         let epoch = node.epoch;
+        let opened = match enrolment {
+            Some(enrolment) => Some(Cluster::open(&settings, enrolment, epoch).await?),
+            None => None,
+        };
         let mut live = Live::new(node, health);
         for id in live.node.endpoints.keys().cloned().collect::<Vec<_>>() {
             let version = live.next_version();
@@ -155,13 +172,100 @@ impl Agent {
             file: tokio::sync::Mutex::new(file),
             networks: Mutex::default(),
             gate: Arc::default(),
+            tables: Mutex::default(),
+            cluster: ArcSwapOption::empty(),
+            enrolling: tokio::sync::Mutex::default(),
         };
         let agent = Agent {
             inner: Arc::new(inner),
         };
         reconcile::at_start(&agent).await;
         reconcile::spawn(&agent);
+        if let Some(opened) = opened {
+            agent.take_part(opened).await;
+        }
         Ok(agent)
+    }
+
+    /// Begins to live in a cluster that was opened.
+    pub(super) async fn take_part(&self, opened: Opened) {
+        let (cluster, news) = opened;
+        {
+            let mut live = self.live();
+            let live = &mut *live;
+            if let Some(ipam) = live.node.ipam.as_mut() {
+                ipam.restart(cluster.now_ms());
+                let endpoints = &live.node.endpoints;
+                ipam.retain_endpoints(cluster.now_ms(), |id| endpoints.contains_key(id));
+            }
+        }
+        if let Some(raft_id) = cluster.enrolment().raft_id
+            && cluster.any_manager().is_none()
+        {
+            let opened = cluster.open_manager(raft_id).await;
+            let served = match opened {
+                Ok(manager) => cluster.serve(manager).await,
+                Err(error) => Err(error),
+            };
+            // The node forwards all the same, and follows the other managers.
+            if let Err(error) = served {
+                self.trouble("manager", error.code.as_str(), &error);
+            }
+        }
+        self.inner.cluster.store(Some(Arc::clone(&cluster)));
+        cluster.spawn(self, news);
+        self.publish_all(&cluster).await;
+    }
+
+    /// The cluster this node is part of.
+    pub(super) fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.inner.cluster.load_full()
+    }
+
+    /// Tells other nodes of every endpoint here.
+    async fn publish_all(&self, cluster: &Cluster) {
+        let records: Vec<_> = {
+            let live = self.live();
+            let settings = self.settings();
+            let endpoints = live.node.endpoints.values();
+            endpoints
+                .filter_map(|endpoint| {
+                    let network = live.node.catalog.networks.get(&endpoint.network)?;
+                    endpoint.record(network, settings.vtep, &settings.node)
+                })
+                .collect()
+        };
+        for record in records {
+            cluster.publish(record).await;
+        }
+    }
+
+    /// This start's number was used before: by a copy of this node's state, or before a backup was restored. The
+    /// node begins again under a higher one.
+    pub(super) fn epoch_used(&self, epoch: u64) {
+        let agent = self.clone();
+        // Whoever found out is a task of the very cluster that is about to be closed.
+        tokio::spawn(async move {
+            let _enrolling = agent.inner.enrolling.lock().await;
+            let Some(cluster) = agent.cluster().filter(|c| c.epoch <= epoch) else {
+                return;
+            };
+            agent.emit(Event::EpochUsed { epoch });
+            {
+                let mut live = agent.live();
+                live.node.epoch = live.node.epoch.max(epoch) + 1;
+            }
+            if let Err(error) = agent.save().await {
+                agent.trouble("epoch", error.code.as_str(), &error);
+                return;
+            }
+            cluster.stop(false).await;
+            let epoch = agent.live().node.epoch;
+            match Cluster::open(agent.settings(), cluster.enrolment(), epoch).await {
+                Ok(opened) => agent.take_part(opened).await,
+                Err(error) => agent.trouble("epoch", error.code.as_str(), &error),
+            }
+        });
     }
 
     /// Ends tasks, waits for running operations, stops forwarding. Workloads' interfaces and networks stay
@@ -171,6 +275,12 @@ impl Agent {
         let late = self.inner.tasks.stop(STOP_PATIENCE).await;
         if !late.is_empty() {
             tracing::warn!(?late, "did not end in time");
+        }
+        if let Some(cluster) = self.cluster() {
+            cluster.stop(false).await;
+            if let Err(error) = self.save().await {
+                tracing::warn!(%error, "the last state was not saved");
+            }
         }
         if self.inner.settings.cleanup_on_exit {
             let report = self.take_everything_down().await;
@@ -206,6 +316,11 @@ impl Agent {
             .live
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn tables(&self) -> MutexGuard<'_, ()> {
+        let tables = self.inner.tables.lock();
+        tables.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until no verb runs, and keeps others from beginning.
@@ -299,6 +414,7 @@ impl Agent {
 
     /// Tells the tables everything known of a network.
     pub(super) fn fill_tables(&self, network: &Network) -> Result<(), ApiError> {
+        let _tables = self.tables();
         let (locals, remote) = {
             let live = self.live();
             let locals: Vec<_> = live
@@ -329,11 +445,8 @@ impl Agent {
         network: &Network,
         remote: &RemoteTable,
     ) -> Result<(), ApiError> {
-        let vteps: Vec<_> = remote
-            .vteps(&network.id)
-            .into_iter()
-            .map(|entry| entry.vtep)
-            .collect();
+        // Those that records name are members by these records.
+        let vteps = remote.members(&network.id);
         network
             .segments
             .iter()

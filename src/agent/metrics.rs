@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::api::{Status, Verdict};
+use super::api::{ClusterStatus, Status, Verdict};
 
 type Label = Vec<(&'static str, String)>;
 
@@ -18,6 +18,9 @@ pub fn text(status: &Status) -> String {
     traffic(&mut registry, status);
     drops(&mut registry, status);
     networks(&mut registry, status);
+    if let Some(part) = &status.cluster {
+        cluster(&mut registry, part);
+    }
     let mut text = String::new();
     // Writing to a String cannot fail; a half text would be worse than none.
     if encode(&mut text, &registry).is_err() {
@@ -77,6 +80,52 @@ fn node(registry: &mut Registry, status: &Status) {
         Unit::Bytes,
         mtu,
     );
+}
+
+fn cluster(registry: &mut Registry, cluster: &ClusterStatus) {
+    gauge(
+        registry,
+        "converged",
+        "1 while this node's tables are complete as far as it can tell",
+        u64::from(cluster.converged),
+    );
+    gauge(
+        registry,
+        "cluster_revision",
+        "How far in the managers' log this node knows their state",
+        cluster.revision,
+    );
+    gauge(
+        registry,
+        "gossip_table_entries",
+        "Entries that gossip holds",
+        cluster.table_entries as u64,
+    );
+    let bytes: Gauge = Gauge::default();
+    bytes.set(to_i64(cluster.table_bytes as u64));
+    registry.register_with_unit("gossip_table", "Their size", Unit::Bytes, bytes);
+    let heard: Gauge = Gauge::default();
+    heard.set(cluster.heard_s.map_or(-1, to_i64));
+    registry.register_with_unit(
+        "manager_heard",
+        "Time since a manager last answered; -1 before the first answer",
+        Unit::Seconds,
+        heard,
+    );
+    let members = Family::<Label, Gauge>::default();
+    for (liveness, count) in &cluster.members {
+        members
+            .get_or_create(&vec![("liveness", liveness.clone())])
+            .set(to_i64(*count as u64));
+    }
+    registry.register("members", "Other nodes, as seen from this one", members);
+    let counters = Family::<Label, Counter>::default();
+    for (name, value) in &cluster.counters {
+        counters
+            .get_or_create(&vec![("counter", name.clone())])
+            .inc_by(*value);
+    }
+    registry.register("gossip", "Every counter of gossip by its name", counters);
 }
 
 fn traffic(registry: &mut Registry, status: &Status) {

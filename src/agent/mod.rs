@@ -5,15 +5,18 @@
 //! | [`api`] | request and reply types, the [`Agent`] handle: the front ends' only door |
 //! | [`config`] | settings: keys, layers, checks |
 //! | [`endpoint`], [`records`] | the model of one node and its rules, pure; networks are in [`crate::model`] |
-//! | [`state`] | what is remembered over a restart |
+//! | [`state`], [`disk`] | what is remembered over a restart, and how it lies on disk |
 //! | [`plumbing`] | the seam to kernel, tables and dataplane, with its fake |
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
+//! | [`cluster`] | the node's part in a cluster |
 //! | [`reconcile`] | what should be against what is |
 //! | [`events`], [`metrics`], [`task`] | what happened, how much, and what runs |
 //! | [`fuzzing`] | a node without a kernel, for a fuzz target |
 
 pub mod api;
+pub mod cluster;
 pub mod config;
+pub mod disk;
 pub mod endpoint;
 pub mod events;
 #[doc(hidden)]

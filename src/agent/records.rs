@@ -107,6 +107,33 @@ impl RemoteTable {
             .map_or(Removal::Unknown, |record| Removal::Done(Box::new(record)))
     }
 
+    /// Takes a record in whatever is known: gossip has ordered it already. `replaced` is what it said of the
+    /// endpoint before.
+    pub fn show(&mut self, record: EndpointRecord, replaced: Option<&EndpointRecord>) {
+        if let Some(old) = replaced {
+            self.hide(old);
+        }
+        self.records.insert((record.vni, record.mac), record);
+    }
+
+    /// Takes a record out, unless another endpoint has come to its place.
+    pub fn hide(&mut self, record: &EndpointRecord) {
+        let key = (record.vni, record.mac);
+        let same = self
+            .records
+            .get(&key)
+            .is_some_and(|known| known.endpoint == record.endpoint);
+        if same {
+            self.records.remove(&key);
+        }
+    }
+
+    /// The members of a network.
+    pub fn members(&self, network: &str) -> Vec<IpAddr> {
+        let members = self.members.get(network).into_iter().flatten();
+        members.copied().collect()
+    }
+
     /// Lists VTEPs as members; tells how many are new.
     pub fn add_members(&mut self, network: &str, vteps: &[IpAddr]) -> usize {
         let members = self.members.entry(network.into()).or_default();

@@ -1,25 +1,23 @@
 //! The state file: what a node must remember over a restart, written so that a crash leaves the old or the
 //! new content and a damaged file is noticed.
 //!
-//! ```text
-//! {"format":"weft/state","version":1,"len":1234,"crc32":"9ae0daaf"}      header line
-//! {"epoch":3,"catalog":…}                                                 `len` bytes of JSON
-//! ```
-//! Written to a temporary file, synced, renamed over the old one, and the directory synced.
+//! How it lies on disk is in [`super::disk`].
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::{self, Damage};
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::ident;
 use super::network::Catalog;
 use super::records::RemoteTable;
+use crate::cluster::ipam::Ipam;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.json";
@@ -40,6 +38,9 @@ pub struct NodeState {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// What is known of other nodes.
     pub remote: RemoteTable,
+    /// The addresses leased to this node, while it is part of a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<Ipam>,
 }
 
 impl NodeState {
@@ -50,6 +51,7 @@ impl NodeState {
             catalog: Catalog::new(now, rand::random()),
             endpoints: BTreeMap::new(),
             remote: RemoteTable::default(),
+            ipam: None,
         }
     }
 
@@ -72,14 +74,6 @@ impl NodeState {
         });
         dropped
     }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Header {
-    format: String,
-    version: u32,
-    len: usize,
-    crc32: String,
 }
 
 /// The file and the directory it lives in.
@@ -192,16 +186,7 @@ impl StateFile {
     }
 
     fn write(&self, state: &NodeState) -> io::Result<()> {
-        let temporary = self.dir.join(format!("{FILE_NAME}.tmp"));
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options.custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(&temporary)?;
-        file.write_all(&encode(state)?)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, self.path())?;
-        File::open(&self.dir)?.sync_all()
+        disk::replace(&self.dir, FILE_NAME, &encode(state)?)
     }
 }
 
@@ -214,67 +199,13 @@ fn unusable(verb: &str, path: &Path, error: &io::Error) -> ApiError {
 }
 
 fn encode(state: &NodeState) -> io::Result<Vec<u8>> {
-    let body = serde_json::to_vec(state)?;
-    let header = Header {
-        format: FORMAT.into(),
-        version: FORMAT_VERSION,
-        len: body.len(),
-        crc32: format!("{:08x}", crc32(&body)),
-    };
-    let mut bytes = serde_json::to_vec(&header)?;
-    bytes.push(b'\n');
-    bytes.extend_from_slice(&body);
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Damage {
-    Corrupt(String),
-    Newer(u32),
+    disk::encode(FORMAT, FORMAT_VERSION, &serde_json::to_vec(state)?)
 }
 
 fn decode(bytes: &[u8]) -> Result<NodeState, Damage> {
-    let corrupt = |reason: &str| Damage::Corrupt(reason.to_owned());
-    let end = bytes
-        .iter()
-        .position(|b| *b == b'\n')
-        .ok_or_else(|| corrupt("it has no header line"))?;
-    let header: Header = serde_json::from_slice(&bytes[..end])
-        .map_err(|_| corrupt("its header line cannot be read"))?;
-    if header.format != FORMAT {
-        return Err(corrupt("it is not a state file"));
-    }
-    if header.version > FORMAT_VERSION {
-        return Err(Damage::Newer(header.version));
-    }
-    let body = bytes[end + 1..]
-        .strip_suffix(b"\n")
-        .unwrap_or(&bytes[end + 1..]);
-    if body.len() != header.len {
-        return Err(Damage::Corrupt(format!(
-            "it holds {} bytes of {}",
-            body.len(),
-            header.len
-        )));
-    }
-    if format!("{:08x}", crc32(body)) != header.crc32 {
-        return Err(corrupt("its checksum does not fit"));
-    }
+    let body = disk::decode(FORMAT, FORMAT_VERSION, bytes)?;
     serde_json::from_slice(body)
         .map_err(|e| Damage::Corrupt(format!("its content cannot be read: {e}")))
-}
-
-/// CRC-32 as in IEEE 802.3, reflected, bit by bit: state files are small.
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-        }
-    }
-    !crc
 }
 
 #[cfg(test)]
@@ -288,11 +219,6 @@ mod tests {
             .remote
             .add_members("net", &["192.0.2.1".parse().unwrap()]);
         state
-    }
-
-    #[test]
-    fn crc_matches_the_standard_check_value() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]

@@ -102,10 +102,16 @@ impl Tasks {
     }
 }
 
+/// Waits until `stop` turns true.
+pub async fn ended(stop: &mut watch::Receiver<bool>) {
+    // Nobody left to tell is an end, too.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
 /// Waits for `duration`, or less if `stop` turns true; tells whether to go on.
 pub async fn pause(stop: &mut watch::Receiver<bool>, duration: Duration) -> bool {
     tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => false,
+        () = ended(stop) => false,
         () = tokio::time::sleep(duration) => true,
     }
 }

@@ -35,8 +35,9 @@ pub struct Ipam {
     quarantine_ms: u64,
     /// How long leases may go unconfirmed before nothing new is given out.
     trust_ms: u64,
-    /// When managers last confirmed the leases.
-    confirmed_ms: u64,
+    /// When managers last confirmed the leases, since this agent started.
+    #[serde(skip)]
+    confirmed_ms: Option<u64>,
     networks: BTreeMap<String, Holding>,
 }
 
@@ -48,6 +49,9 @@ struct Holding {
     claims: BTreeMap<IpAddr, Claim>,
     /// Claims that the managers have still to be told are over.
     given_back: BTreeSet<IpAddr>,
+    /// How many are waiting for blocks: those that come are for them.
+    #[serde(skip)]
+    awaited: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +97,9 @@ pub enum Short {
         /// How many to ask for.
         count: u32,
     },
+    /// Nobody has confirmed the leases since the agent started.
+    #[error("no manager has confirmed this node's addresses since its agent started")]
+    NeverConfirmed,
     /// Nobody has confirmed the leases for too long: they may be another's by now.
     #[error("no manager has confirmed this node's addresses for {for_s} s")]
     Unconfirmed {
@@ -141,7 +148,8 @@ pub enum Action {
         /// The addresses.
         addresses: BTreeSet<IpAddr>,
     },
-    /// Note what is in use; then call [`Ipam::reported`].
+    /// Note what is in use; then call [`Ipam::reported`]. With nothing to note, it asks for a word that the
+    /// leases still hold: any answer to a change is one, for it comes from a majority.
     Report(Vec<BlockUse>),
 }
 
@@ -162,14 +170,15 @@ impl Ipam {
         Ipam {
             quarantine_ms,
             trust_ms: reclaim_after_ms / 2,
-            confirmed_ms: 0,
+            confirmed_ms: None,
             networks: BTreeMap::new(),
         }
     }
 
-    /// After a restart of the agent: the clock has begun anew, and what rested rests anew.
+    /// After a restart of the agent: the clock has begun anew, and what rested rests anew. Nothing is given out
+    /// before the next [`Ipam::confirm`].
     pub fn restart(&mut self, now_ms: u64) {
-        self.confirmed_ms = now_ms;
+        self.confirmed_ms = None;
         let until = now_ms.saturating_add(self.quarantine_ms);
         let blocks = self
             .networks
@@ -180,12 +189,28 @@ impl Ipam {
         }
     }
 
-    /// Managers have answered: the leases hold as of now.
+    /// A majority of managers has answered: the leases hold as of now. What a follower is told is no such
+    /// answer, for the manager that tells it may be cut off itself.
     pub fn confirm(&mut self, now_ms: u64) {
-        self.confirmed_ms = self.confirmed_ms.max(now_ms);
+        self.confirmed_ms = self.confirmed_ms.max(Some(now_ms));
     }
 
-    /// Takes a leased block in. Does nothing if it is here already.
+    /// Somebody asks the managers for addresses of a network: what comes is not to go back at once. Until
+    /// [`Ipam::await_no_more`].
+    pub fn await_blocks(&mut self, network: &str) {
+        let holding = self.networks.entry(network.to_owned()).or_default();
+        holding.awaited += 1;
+    }
+
+    /// The answer has come, or will not.
+    pub fn await_no_more(&mut self, network: &str) {
+        if let Some(holding) = self.networks.get_mut(network) {
+            holding.awaited = holding.awaited.saturating_sub(1);
+        }
+        self.forget_empty();
+    }
+
+    /// Takes a leased block in. Does nothing if it is here already under this lease.
     pub fn add_block(&mut self, granted: &Granted, subnet: &Subnet) {
         let holding = self
             .networks
@@ -203,7 +228,11 @@ impl Ipam {
             reported: 0,
             leaving: false,
         };
-        holding.blocks.entry(granted.block.first).or_insert(block);
+        // What was on its way back may have been granted anew before its release was heard of.
+        let known = holding.blocks.get(&granted.block.first);
+        if known.is_none_or(|known| known.fence < granted.fence) {
+            holding.blocks.insert(granted.block.first, block);
+        }
     }
 
     /// Takes a claimed address in, for an endpoint.
@@ -323,6 +352,31 @@ impl Ipam {
         }
     }
 
+    /// Gives an address in use to another endpoint of this node.
+    pub fn rename(&mut self, network: &str, address: IpAddr, endpoint: &str) {
+        let holding = self.networks.get_mut(network);
+        let blocks = holding.into_iter().flat_map(|h| h.blocks.values_mut());
+        for owner in blocks.filter_map(|block| block.used.get_mut(&address)) {
+            endpoint.clone_into(owner);
+        }
+    }
+
+    /// Releases what endpoints hold that are not there, as after a crash between two steps of a removal.
+    pub fn retain_endpoints(&mut self, now_ms: u64, exists: impl Fn(&str) -> bool) {
+        let mut gone = Vec::new();
+        for (network, holding) in &self.networks {
+            let used = holding.blocks.values().flat_map(|b| b.used.iter());
+            let claimed = holding.claims.iter().map(|(ip, c)| (ip, &c.endpoint));
+            let lost = used
+                .chain(claimed)
+                .filter(|(_, endpoint)| !exists(endpoint));
+            gone.extend(lost.map(|(ip, _)| (network.clone(), *ip)));
+        }
+        for (network, ip) in gone {
+            self.release(&network, ip, now_ms);
+        }
+    }
+
     /// Another node wants an address of ours: it is given up if no endpoint has it and it has rested. Then the
     /// managers have to be told, and this node has forgotten it already.
     pub fn give_up(&mut self, network: &str, address: IpAddr, now_ms: u64) -> bool {
@@ -387,7 +441,9 @@ impl Ipam {
                 count: holding.growth(subnet),
             }));
         }
-        if !report.is_empty() {
+        let silent_ms = self.silent_ms(now_ms);
+        let stale = silent_ms.is_none_or(|ms| ms > self.trust_ms / CONFIRM_EARLY);
+        if !report.is_empty() || stale && !self.networks.is_empty() {
             actions.push(Action::Report(report));
         }
         actions
@@ -426,8 +482,7 @@ impl Ipam {
 
     /// Compares with what the managers say. What is no longer this node's is dropped, and endpoints that had
     /// such addresses are returned. Blocks that it did not know it held, because an answer was lost, come in.
-    pub fn reconcile(&mut self, replica: &Replica, me: NodeId, now_ms: u64) -> Vec<Lost> {
-        self.confirm(now_ms);
+    pub fn reconcile(&mut self, replica: &Replica, me: NodeId) -> Vec<Lost> {
         let mut lost = Vec::new();
         for (network, holding) in &mut self.networks {
             let theirs = replica.blocks.get(network);
@@ -443,6 +498,10 @@ impl Ipam {
                     block.usable.retain(|ip| !lease.except.contains(ip));
                     return true;
                 }
+                // Granted after what the replica tells of.
+                if block.fence > replica.last_fence {
+                    return true;
+                }
                 lost.extend(block.used.iter().map(|(ip, endpoint)| Lost {
                     network: network.clone(),
                     address: *ip,
@@ -453,14 +512,15 @@ impl Ipam {
             let claims = replica.claims.get(network);
             let mine = |ip: &IpAddr| claims.and_then(|c| c.get(ip)).is_some_and(|c| c.node == me);
             holding.claims.retain(|ip, claim| {
-                if !mine(ip) {
+                let kept = mine(ip) || claim.fence > replica.last_fence;
+                if !kept {
                     lost.push(Lost {
                         network: network.clone(),
                         address: *ip,
                         endpoint: claim.endpoint.clone(),
                     });
                 }
-                mine(ip)
+                kept
             });
             holding.given_back.retain(|ip| mine(ip));
         }
@@ -497,7 +557,11 @@ impl Ipam {
                 }
             }
             let theirs = replica.claims.get(&network.id).into_iter().flatten();
-            for (ip, _) in theirs.filter(|(_, claim)| claim.node == me) {
+            let awaited = self
+                .networks
+                .get(&network.id)
+                .is_some_and(|h| h.awaited > 0);
+            for (ip, _) in theirs.filter(|(_, claim)| claim.node == me && !awaited) {
                 let holding = self.networks.entry(network.id.clone()).or_default();
                 if !holding.claims.contains_key(ip) {
                     holding.given_back.insert(*ip);
@@ -551,26 +615,33 @@ impl Ipam {
         })
     }
 
+    /// For how long managers have confirmed nothing; `None` if they never have since the start.
+    pub fn silent_ms(&self, now_ms: u64) -> Option<u64> {
+        let confirmed_ms = self.confirmed_ms?;
+        Some(now_ms.saturating_sub(confirmed_ms))
+    }
+
     fn check_trust(&self, now_ms: u64) -> Result<(), Short> {
-        let silent_ms = now_ms.saturating_sub(self.confirmed_ms);
-        match silent_ms <= self.trust_ms {
-            true => Ok(()),
-            false => Err(Short::Unconfirmed {
-                for_s: silent_ms / 1000,
-            }),
+        match self.silent_ms(now_ms) {
+            None => Err(Short::NeverConfirmed),
+            Some(ms) if ms > self.trust_ms => Err(Short::Unconfirmed { for_s: ms / 1000 }),
+            Some(_) => Ok(()),
         }
     }
 
     fn forget_empty(&mut self) {
         self.networks.retain(|_, h| {
-            !(h.blocks.is_empty() && h.claims.is_empty() && h.given_back.is_empty())
+            h.awaited > 0
+                || !(h.blocks.is_empty() && h.claims.is_empty() && h.given_back.is_empty())
         });
     }
 }
 
 impl Holding {
     fn is_in_use(&self) -> bool {
-        !self.claims.is_empty() || self.blocks.values().any(|b| !b.used.is_empty())
+        self.awaited > 0
+            || !self.claims.is_empty()
+            || self.blocks.values().any(|b| !b.used.is_empty())
     }
 
     /// Whether less than half a block is free. Small blocks are not fetched ahead: that would take a large
@@ -592,6 +663,9 @@ impl Holding {
         (held / 2).clamp(1, BLOCKS_AT_ONCE_MAX)
     }
 }
+
+/// Leases are confirmed this many times before they are no longer trusted.
+const CONFIRM_EARLY: u64 = 4;
 
 /// Blocks at least this long are fetched before the last address of those before is gone.
 const AHEAD_LEN_MIN: u32 = 4;

@@ -5,6 +5,7 @@
 //! network are named in `tests/tidy/rules.rs`.
 
 pub mod dice;
+pub mod directory;
 pub mod endpoint_id;
 pub mod gossip;
 pub mod ipam;
@@ -12,6 +13,9 @@ pub mod manager;
 pub mod member;
 pub mod node;
 pub mod pki;
+pub mod runtime;
+#[cfg(test)]
+mod sample;
 pub mod seal;
 
 pub use node::NodeId;

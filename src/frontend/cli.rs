@@ -4,6 +4,7 @@
 //! [`exit`].
 
 mod agent;
+mod cluster;
 mod config;
 mod docs;
 mod endpoint;
@@ -35,7 +36,9 @@ Examples:
   sudo weft agent --vtep 192.0.2.1                     run this node's agent
   weft network create --subnet 10.0.1.0/24 my-network  create a network
   weft attach my-network my-netns                      put a namespace on it
-  weft status                                          see how the node is";
+  weft status                                          see how the node is
+  weft init                                            make a cluster of this node
+  weft join --token WEFTTKN-1-… 192.0.2.1              join this node to a cluster";
 
 /// Container networks across hosts: Docker-style overlays with the VXLAN tunnel in userspace
 #[derive(Debug, Parser)]
@@ -87,6 +90,25 @@ enum Command<M: Subcommand> {
     Status(status::StatusArgs),
     /// Show what happened last
     Events(status::EventsArgs),
+    /// Make a cluster, with this node as its first manager
+    Init(cluster::InitArgs),
+    /// Join this node to a cluster
+    Join(cluster::JoinArgs),
+    /// Take this node out of its cluster
+    Leave(cluster::LeaveArgs),
+    /// List, inspect, promote, demote, drain and remove nodes
+    #[command(subcommand)]
+    Node(cluster::NodeCommand),
+    /// List and make join tokens
+    #[command(subcommand)]
+    Token(cluster::TokenCommand),
+    /// Show who uses which addresses
+    #[command(subcommand)]
+    Ipam(cluster::IpamCommand),
+    /// Show how other nodes look from this one
+    Peers(cluster::PeersArgs),
+    /// Wait until this node's tables are complete
+    Wait(cluster::WaitArgs),
     /// Run this node's agent
     Agent(agent::AgentArgs),
     /// Show and check the agent's configuration
@@ -204,6 +226,14 @@ fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
         Command::Fdb(args) => fdb::run(args, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Events(args) => status::events(&args, &context),
+        Command::Init(args) => cluster::init(args, &context),
+        Command::Join(args) => cluster::join(&args, &context),
+        Command::Leave(args) => cluster::leave(&args, &context),
+        Command::Node(args) => cluster::node(args, &context),
+        Command::Token(args) => cluster::token(&args, &context),
+        Command::Ipam(args) => cluster::ipam(&args, &context),
+        Command::Peers(args) => cluster::peers(&args, &context),
+        Command::Wait(args) => cluster::wait(&args, &context),
         Command::Agent(args) => agent::run(&args, &context),
         Command::Config(args) => config::run(&args, &context),
         Command::Completion(args) => docs::completion(&args, &context),

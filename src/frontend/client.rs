@@ -19,8 +19,10 @@ use tokio::net::UnixStream;
 use super::http::Removed;
 use crate::agent::api::{
     ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointRecord, EndpointView, ErrorBody,
-    ErrorCode, EventList, FdbList, Mac, NetworkCreated, NetworkView, NetworksPruned, RecordRequest,
-    RecordsApplied, ResetReport, Status, VersionInfo, VtepChange, VtepList,
+    ErrorCode, EventList, FdbList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply,
+    LeaveReply, LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction,
+    NodeChange, NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport, Status,
+    TokenCreated, TokenList, TokenRequest, VersionInfo, VtepChange, VtepList,
 };
 
 /// How long a request may take when nothing else is said.
@@ -318,6 +320,71 @@ impl Client {
     /// Version of the agent.
     pub async fn version(&self) -> Result<VersionInfo, ApiError> {
         self.get("/v1/version").await
+    }
+
+    /// Makes a cluster.
+    pub async fn init_cluster(&self, wish: &InitRequest) -> Result<InitReply, ApiError> {
+        self.post("/v1/cluster/init", wish).await
+    }
+
+    /// Joins a cluster.
+    pub async fn join_cluster(&self, wish: &JoinClusterRequest) -> Result<JoinReply, ApiError> {
+        self.post("/v1/cluster/join", wish).await
+    }
+
+    /// Leaves the cluster.
+    pub async fn leave_cluster(&self, wish: &LeaveRequest) -> Result<LeaveReply, ApiError> {
+        self.post("/v1/cluster/leave", wish).await
+    }
+
+    /// Brings a new key into the gossip ring.
+    pub async fn rotate_key(&self, replace: bool) -> Result<(), ApiError> {
+        let body = serde_json::json!({ "replace": replace });
+        let _empty: serde_json::Map<_, _> = self.post("/v1/cluster/rotate-key", &body).await?;
+        Ok(())
+    }
+
+    /// Lists nodes.
+    pub async fn nodes(&self) -> Result<NodeList, ApiError> {
+        self.get("/v1/nodes").await
+    }
+
+    /// Shows one node.
+    pub async fn node(&self, node: &str) -> Result<NodeView, ApiError> {
+        self.get(&format!("/v1/nodes/{}", segment(node))).await
+    }
+
+    /// Changes one node.
+    pub async fn change_node(&self, node: &str, action: NodeAction) -> Result<NodeView, ApiError> {
+        let path = format!("/v1/nodes/{}", segment(node));
+        self.post(&path, &NodeChange { action }).await
+    }
+
+    /// Forgets a node; tells its id.
+    pub async fn remove_node(&self, node: &str, force: bool) -> Result<String, ApiError> {
+        let path = format!("/v1/nodes/{}?force={force}", segment(node));
+        let removed: Removed = self.delete(&path).await?;
+        Ok(removed.id)
+    }
+
+    /// Lists join tokens.
+    pub async fn tokens(&self) -> Result<TokenList, ApiError> {
+        self.get("/v1/tokens").await
+    }
+
+    /// Makes a join token.
+    pub async fn create_token(&self, wish: &TokenRequest) -> Result<TokenCreated, ApiError> {
+        self.post("/v1/tokens", wish).await
+    }
+
+    /// Who uses which addresses.
+    pub async fn ipam(&self) -> Result<IpamList, ApiError> {
+        self.get("/v1/ipam").await
+    }
+
+    /// How other nodes look from the agent's.
+    pub async fn peers(&self) -> Result<PeerList, ApiError> {
+        self.get("/v1/peers").await
     }
 
     /// Removes everything.

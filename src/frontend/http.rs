@@ -12,7 +12,12 @@
 //! | `DELETE /v1/networks/{ref}/endpoints/{ref}` | detach |
 //! | `GET /v1/endpoints`, `/v1/fdb?network=…`, `/v1/status`, `/v1/events?after=…`, `/v1/version` | look |
 //! | `POST /v1/reset` | remove everything |
+//! | `POST /v1/cluster/init`, `/join`, `/leave`, `/rotate-key` | the cluster ([`cluster`]) |
+//! | `GET /v1/nodes`, `GET`, `POST`, `DELETE /v1/nodes/{ref}` | nodes |
+//! | `GET`, `POST /v1/tokens`, `GET /v1/ipam`, `/v1/peers` | tokens, addresses, gossip |
 //! | `GET /metrics`, `/healthz` | for machines |
+
+mod cluster;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
@@ -53,7 +58,8 @@ pub fn router(agent: Agent) -> Router {
         .route("/status", get(status))
         .route("/events", get(events))
         .route("/version", get(version))
-        .route("/reset", post(reset));
+        .route("/reset", post(reset))
+        .merge(cluster::router());
     finish(Router::new().nest("/v1", v1).merge(observing()), agent)
 }
 

@@ -62,8 +62,16 @@ enum LabCommand {
     Capture(CaptureArgs),
     /// Tell what labs left behind, or compare before and after a command
     Audit(AuditArgs),
+    /// Cut nodes off from all others
+    Cut(CutArgs),
+    /// Join nodes that were cut off with the others again
+    Heal(HealArgs),
     /// Send a signal to a node's agent (default: KILL)
     Kill(KillArgs),
+    /// Stop a node's agent in its tracks
+    Pause(NodeArgs),
+    /// Let an agent that was paused go on
+    Resume(NodeArgs),
     /// Start a node's agent again
     Start(StartArgs),
     #[command(hide = true)]
@@ -74,7 +82,7 @@ enum LabCommand {
 #[command(after_help = "\
 Examples:
   weft lab up
-  weft lab up --name big --nodes 8 --workloads 4
+  weft lab up --name big --nodes 8 --managers 3 --workloads 4
   weft lab up --kernel-peers 1 --underlay-mtu 9000")]
 struct UpArgs {
     /// Name of the lab; several at once do not meet
@@ -83,6 +91,10 @@ struct UpArgs {
     /// Nodes with an agent
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// How many of them manage the cluster that they form; 0 lets every agent stand alone, told by the lab
+    /// [default: 1, or 0 beside kernel peers]
+    #[arg(long, value_name = "N")]
+    managers: Option<usize>,
     /// Workloads on each node
     #[arg(long, visible_alias = "containers", default_value_t = 1)]
     workloads: usize,
@@ -302,6 +314,41 @@ struct KillArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  weft lab cut lab n1            n1 alone, all others together
+  weft lab cut lab n1 n2         n1 and n2 together, all others together
+  weft lab heal lab
+
+Replaces an earlier cut. For one direction only: weft lab impair LAB NODE --blackhole --direction out.")]
+struct CutArgs {
+    /// The lab
+    lab: String,
+    /// The nodes
+    #[arg(required = true)]
+    nodes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  weft lab heal lab")]
+struct HealArgs {
+    /// The lab
+    lab: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft lab pause lab n1
+  weft lab resume lab n1")]
+struct NodeArgs {
+    /// The lab
+    lab: String,
+    /// The node
+    node: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Example:
   weft lab start lab n1")]
 struct StartArgs {
@@ -333,7 +380,11 @@ pub fn run_code(args: LabArgs) -> u8 {
         LabCommand::Impair(args) => impair(&args),
         LabCommand::Capture(args) => capture(&args),
         LabCommand::Audit(args) => audit(&args),
+        LabCommand::Cut(args) => cut(&args.lab, &args.nodes),
+        LabCommand::Heal(args) => cut(&args.lab, &[]),
         LabCommand::Kill(args) => kill(&args),
+        LabCommand::Pause(args) => signal(&args, Signal::SIGSTOP),
+        LabCommand::Resume(args) => signal(&args, Signal::SIGCONT),
         LabCommand::Start(args) => start(&args),
         LabCommand::Relay(args) => relay::run(&args).map(|()| exit::OK),
     };
@@ -363,6 +414,9 @@ fn up(args: UpArgs) -> Result<u8, LabError> {
         LabOptions {
             name: args.name,
             nodes: args.nodes,
+            managers: args
+                .managers
+                .unwrap_or_else(|| usize::from(args.kernel_peers == 0)),
             workloads: args.workloads,
             kernel_peers: args.kernel_peers,
             underlay_mtu: args.underlay_mtu,
@@ -791,6 +845,24 @@ fn run_between(command: &[String]) -> Result<u8, LabError> {
     let status = status.context(|| format!("run {program}"))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.unwrap_or(exit::ERROR))
+}
+
+fn cut(lab: &str, nodes: &[String]) -> Result<u8, LabError> {
+    Lab::open(lab)?.cut(nodes)?;
+    match nodes {
+        [] => println!("all nodes of {lab} reach each other"),
+        _ => println!("{} are cut off from the others", nodes.join(", ")),
+    }
+    Ok(exit::OK)
+}
+
+fn signal(args: &NodeArgs, signal: Signal) -> Result<u8, LabError> {
+    let process = Lab::open(&args.lab)?.kill_agent(&args.node, signal)?;
+    println!(
+        "sent {signal} to the agent of {}, pid {}",
+        args.node, process.pid
+    );
+    Ok(exit::OK)
 }
 
 fn kill(args: &KillArgs) -> Result<u8, LabError> {

@@ -1,7 +1,9 @@
-//! The lab's stand-in for a control plane: it tells every agent who is where, through the agents' own API.
+//! What a lab tells its agents, through their own API.
 //!
-//! What it tells is worked out from the plan, so telling it again changes nothing; an agent that was killed
-//! and started anew is told the same.
+//! With managers, the agents form a cluster and tell each other who is where: the lab makes the cluster, the network and
+//! the attachments, and waits until the tables are complete. Without, the lab stands in for a control plane and
+//! tells every agent everything. It is worked out from the plan either way, so telling it again changes
+//! nothing; an agent that was killed and started anew is told the same.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,8 +15,9 @@ use super::links::block_on;
 use super::plan::{NodeKind, NodePlan, Plan, WorkloadPlan};
 use super::process::{ProcessId, log_tail};
 use crate::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, DRIVER_OVERLAY, ErrorCode, IpamConfigRequest,
-    IpamRequest, OPTION_VXLANID_LIST, RecordRequest, VtepChange,
+    ApiError, AttachRequest, CreateNetwork, DRIVER_OVERLAY, ErrorCode, InitRequest,
+    IpamConfigRequest, IpamRequest, JoinClusterRequest, OPTION_VXLANID_LIST, RecordRequest,
+    VtepChange,
 };
 use crate::frontend::client::Client;
 
@@ -47,6 +50,9 @@ pub fn wait_for_agents(agents: &[AgentAt], limit: Duration) -> Result<(), LabErr
 /// # Errors
 /// [`LabError::Agent`] with the agent's words.
 pub fn tell(plan: &Plan, agents: &[AgentAt]) -> Result<(), LabError> {
+    if plan.options.managers > 0 {
+        return block_on(form(plan, agents));
+    }
     let tell = |agent: &AgentAt| {
         let client = Client::new(agent.socket.as_path());
         let node = agent.node.clone();
@@ -63,6 +69,79 @@ pub fn tell(plan: &Plan, agents: &[AgentAt]) -> Result<(), LabError> {
         try_join_all(agents.iter().map(tell)).await?;
         Ok(())
     })
+}
+
+fn said(agent: &AgentAt, error: &ApiError) -> LabError {
+    LabError::Agent {
+        node: agent.node.clone(),
+        message: format!("{}; {}", error.message, error.next),
+    }
+}
+
+/// Makes the cluster of those that are in none, the network and the attachments, and waits for the tables.
+async fn form(plan: &Plan, agents: &[AgentAt]) -> Result<(), LabError> {
+    let Some(first) = agents.first() else {
+        return Ok(());
+    };
+    let client = |agent: &AgentAt| Client::new(agent.socket.as_path());
+    if in_no_cluster(&client(first)).await {
+        let made = client(first).init_cluster(&InitRequest::default()).await;
+        let made = made.map_err(|error| said(first, &error))?;
+        for (index, agent) in agents.iter().enumerate().skip(1) {
+            let token = match index < plan.options.managers {
+                true => &made.manager_token,
+                false => &made.worker_token,
+            };
+            let wish = JoinClusterRequest {
+                token: token.clone(),
+                manager: made.control.to_string(),
+            };
+            let joined = client(agent).join_cluster(&wish).await;
+            joined.map_err(|error| said(agent, &error))?;
+        }
+    }
+    let id = plan.network_id.as_str();
+    if client(first).network(id).await.is_err() {
+        let created = client(first).create_network(&network(plan)).await;
+        created.map_err(|error| said(first, &error))?;
+    }
+    try_join_all(agents.iter().map(|agent| settle(plan, agent))).await?;
+    Ok(())
+}
+
+async fn in_no_cluster(client: &Client) -> bool {
+    client
+        .status()
+        .await
+        .is_ok_and(|status| status.cluster.is_none())
+}
+
+/// Attaches a node's workloads once it knows the network, and waits for its tables.
+async fn settle(plan: &Plan, agent: &AgentAt) -> Result<(), LabError> {
+    let client = Client::new(agent.socket.as_path());
+    let end = Instant::now() + CONVERGE_LIMIT;
+    while client.network(&plan.network_id).await.is_err() && Instant::now() < end {
+        tokio::time::sleep(POLL).await;
+    }
+    attach_all(plan, &agent.node, &client)
+        .await
+        .map_err(|error| said(agent, &error))?;
+    loop {
+        let status = client.status().await.map_err(|error| said(agent, &error))?;
+        let waiting = match status.cluster {
+            Some(cluster) if cluster.converged => return Ok(()),
+            Some(cluster) => cluster.waiting_for.join("; "),
+            None => "it is in no cluster".into(),
+        };
+        if Instant::now() >= end {
+            return Err(LabError::Timeout {
+                what: format!("the tables of {}", agent.node),
+                seconds: CONVERGE_LIMIT.as_secs(),
+                detail: format!(": {waiting}"),
+            });
+        }
+        tokio::time::sleep(SLOW_POLL).await;
+    }
 }
 
 /// Arguments of a node's agent.
@@ -139,6 +218,11 @@ async fn tell_one(plan: &Plan, node: &str, client: &Client) -> Result<(), ApiErr
     if !records.is_empty() {
         client.put_records(id, &records).await?;
     }
+    attach_all(plan, node, client).await
+}
+
+async fn attach_all(plan: &Plan, node: &str, client: &Client) -> Result<(), ApiError> {
+    let id = plan.network_id.as_str();
     let there = client.endpoints().await?.endpoints;
     for workload in plan.workloads_of(node) {
         if !there
@@ -196,6 +280,8 @@ fn attachment(workload: &WorkloadPlan) -> AttachRequest {
 }
 
 const POLL: Duration = Duration::from_millis(5);
+const SLOW_POLL: Duration = Duration::from_millis(50);
+const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

@@ -291,7 +291,10 @@ impl Lab {
     pub fn start_agent(&mut self, node: &str) -> Result<ProcessId, LabError> {
         let _lock = state::lock(self.name())?;
         let agent = self.boot_agent(node)?;
-        control::tell(self.plan(), std::slice::from_ref(&agent))?;
+        // A node of a cluster is told by the others.
+        if self.plan().options.managers == 0 {
+            control::tell(self.plan(), std::slice::from_ref(&agent))?;
+        }
         Ok(agent.process)
     }
 
@@ -332,6 +335,37 @@ impl Lab {
         }
         self.state.save()?;
         Ok(report)
+    }
+
+    /// Cuts nodes off from all others; among themselves they stay together. Nodes that were cut off before and are
+    /// not named are joined with the rest again.
+    ///
+    /// # Errors
+    /// [`LabError::NoPlace`]; [`LabError::Host`] with the kernel's reason.
+    pub fn cut(&mut self, nodes: &[String]) -> Result<(), LabError> {
+        for node in nodes {
+            self.node(node)?;
+        }
+        let _lock = state::lock(self.name())?;
+        self.state = LabState::load(self.name())?;
+        let switch = space::open(&self.plan().switch)?;
+        let mtu = self.plan().options.underlay_mtu;
+        let all = self.plan().nodes.clone();
+        block_on(async {
+            links::put_island(&switch, mtu).await?;
+            for node in &all {
+                let port = match self.state.relays.contains_key(&node.name) {
+                    true => port_name(node),
+                    false => node.nic(),
+                };
+                let bridge = match nodes.contains(&node.name) {
+                    true => links::ISLAND,
+                    false => links::BRIDGE,
+                };
+                links::move_port(&switch, &port, mtu, bridge).await?;
+            }
+            Ok(())
+        })
     }
 
     /// What a node's relay did so far; `None` when its link has none.

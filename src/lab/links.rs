@@ -24,6 +24,8 @@ use crate::wire::Mac;
 
 /// The bridge of the underlay.
 pub const BRIDGE: &str = "ul0";
+/// The bridge of the nodes that are cut off.
+pub const ISLAND: &str = "ul1";
 /// The nodes' link to the underlay.
 pub const NODE_LINK: &str = "eth0";
 
@@ -107,6 +109,35 @@ pub async fn set_port(switch: &Netns, name: &str, mtu: u32, joined: bool) -> Res
     Ok(netlink.set_up(name).await?)
 }
 
+/// Makes the bridge for nodes that are cut off from the rest; fine if it is there.
+///
+/// # Errors
+/// [`LabError::Host`].
+pub async fn put_island(switch: &Netns, mtu: u32) -> Result<(), LabError> {
+    let netlink = Netlink::open(switch)?;
+    let spec = BridgeSpec {
+        name: ISLAND.into(),
+        mac: ISLAND_MAC,
+        mtu,
+    };
+    netlink.put_bridge(&spec).await?;
+    Ok(netlink.set_up(ISLAND).await?)
+}
+
+/// Makes `link` a port of one of the bridges.
+///
+/// # Errors
+/// [`LabError::Host`]; [`LabError::Io`] when link or bridge are not there.
+pub async fn move_port(switch: &Netns, name: &str, mtu: u32, bridge: &str) -> Result<(), LabError> {
+    let netlink = Netlink::open(switch)?;
+    let bridge = link(&netlink, bridge).await?.index;
+    let port = link(&netlink, name).await?;
+    netlink
+        .set_veth(port.index, &end(name, mtu, Some(bridge), None))
+        .await?;
+    Ok(netlink.set_up(name).await?)
+}
+
 /// Removes a link and the other end of its pair; fine if it is gone.
 ///
 /// # Errors
@@ -184,3 +215,4 @@ fn end<'a>(name: &str, mtu: u32, bridge: Option<u32>, netns: Option<&'a Netns>) 
 const LOOPBACK: &str = "lo";
 /// Locally administered, `weft` in the middle.
 const BRIDGE_MAC: Mac = Mac([0x02, b'w', b'e', b'f', b't', 0]);
+const ISLAND_MAC: Mac = Mac([0x02, b'w', b'e', b'f', b't', 1]);

@@ -21,6 +21,10 @@ pub struct LabOptions {
     pub name: String,
     /// Nodes with an agent each.
     pub nodes: usize,
+    /// How many of them manage the cluster they form; with none every agent stands alone, and the lab tells each
+    /// who is where.
+    #[serde(default)]
+    pub managers: usize,
     /// Workloads on every node, kernel peers included.
     pub workloads: usize,
     /// Nodes with the kernel's own VXLAN device in place of an agent.
@@ -56,6 +60,7 @@ impl Default for LabOptions {
         LabOptions {
             name: "lab".into(),
             nodes: 3,
+            managers: 0,
             workloads: 1,
             kernel_peers: 0,
             underlay_mtu: 1500,
@@ -253,6 +258,18 @@ pub fn check_name(name: &str) -> Result<(), LabError> {
 
 fn check(options: &LabOptions) -> Result<(), LabError> {
     let refuse = |text: String| Err(LabError::Options(text));
+    if options.managers > options.nodes {
+        return refuse(format!(
+            "{} managers are more than the {} nodes",
+            options.managers, options.nodes
+        ));
+    }
+    if options.managers > 0 && options.kernel_peers > 0 {
+        return refuse(
+            "kernel peers are in no cluster: with them, every agent stands alone (--managers 0)"
+                .into(),
+        );
+    }
     check_name(&options.name)?;
     if options.nodes + options.kernel_peers == 0 || options.nodes + options.kernel_peers > NODES_MAX
     {

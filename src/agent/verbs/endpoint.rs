@@ -1,7 +1,7 @@
 //! Attach and detach workloads.
 
 use crate::agent::api::{AttachRequest, EndpointView};
-use crate::agent::endpoint::{Endpoint, Taken, check_ifname, choose};
+use crate::agent::endpoint::{Choice, Endpoint, Taken, check_ifname, choose};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
 use crate::agent::handle::{Agent, Live};
@@ -46,10 +46,10 @@ impl Agent {
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(&id).await;
         let network = self.live().network(&id)?.clone();
-        let found = match self.find_or_plan(&network, &name, wish, &workload) {
+        let found = match self.find_or_plan(&network, &name, wish, &workload).await {
             // Who is in the way may be gone, and only not be missed yet.
             Err(_) if self.forget_gone(&network).await? => {
-                self.find_or_plan(&network, &name, wish, &workload)?
+                self.find_or_plan(&network, &name, wish, &workload).await?
             }
             found => found?,
         };
@@ -57,7 +57,13 @@ impl Agent {
             Attachment::Exists(endpoint) => return self.plug_again(&network, endpoint).await,
             Attachment::New(endpoint) => endpoint,
         };
-        let (endpoint, mtu) = self.plug(&network, endpoint).await?;
+        let (endpoint, mtu) = match self.plug(&network, endpoint.clone()).await {
+            Ok(plugged) => plugged,
+            Err(error) => {
+                self.withdraw(&network, &endpoint);
+                return Err(error);
+            }
+        };
         {
             let mut live = self.live();
             live.mtus.insert(endpoint.id.clone(), mtu);
@@ -70,6 +76,7 @@ impl Agent {
             self.unplug(&network, &endpoint).await?;
             return Err(error);
         }
+        self.publish(&network, &endpoint).await;
         self.emit(Event::EndpointAttached {
             network: id,
             endpoint: endpoint.id.clone(),
@@ -78,8 +85,35 @@ impl Agent {
         Ok(self.endpoint_view(&network, &endpoint, Some(mtu)))
     }
 
+    /// Tells other nodes of an endpoint.
+    async fn publish(&self, network: &Network, endpoint: &Endpoint) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        let settings = self.settings();
+        if let Some(record) = endpoint.record(network, settings.vtep, &settings.node) {
+            self.await_part(&cluster, &network.id).await;
+            cluster.publish(record).await;
+        }
+        cluster.nudge();
+    }
+
+    /// Tells other nodes that an endpoint is gone, and gives its addresses back. With the last one of a network
+    /// the node takes no part in it any more.
+    fn withdraw(&self, network: &Network, endpoint: &Endpoint) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        cluster.runtime.withdraw(&network.id, &endpoint.id);
+        self.release_addresses(&cluster, &network.id, &endpoint.ips);
+        let last = self.live().endpoints_of(&network.id).next().is_none();
+        if last {
+            cluster.runtime.leave(&network.id);
+        }
+    }
+
     /// The endpoint a repeated request stands for, or the one to be made.
-    fn find_or_plan(
+    async fn find_or_plan(
         &self,
         network: &Network,
         name: &str,
@@ -89,7 +123,20 @@ impl Agent {
         if let Some(existing) = self.existing(network, name, wish, workload)? {
             return Ok(Attachment::Exists(existing));
         }
-        let planned = self.plan_endpoint(network, name.to_owned(), wish, workload)?;
+        let (id, choice) = match self.cluster() {
+            Some(cluster) => {
+                cluster.takes_workloads()?;
+                self.begin_leases(&cluster).await?;
+                let id = cluster.new_endpoint_id();
+                let choice = self.choose_leased(&cluster, network, wish, &id).await?;
+                (id, choice)
+            }
+            None => {
+                let choice = choose(network, wish, &taken(&self.live(), network))?;
+                (ident::random_id(), choice)
+            }
+        };
+        let planned = self.plan_endpoint(network, (id, name.to_owned()), choice, wish, workload);
         Ok(Attachment::New(planned))
     }
 
@@ -174,14 +221,13 @@ impl Agent {
     fn plan_endpoint(
         &self,
         network: &Network,
-        name: String,
+        (id, name): (String, String),
+        choice: Choice,
         wish: &AttachRequest,
         workload: &Workload,
-    ) -> Result<Endpoint, ApiError> {
-        let mut live = self.live();
-        let choice = choose(network, wish, &taken(&live, network))?;
-        Ok(Endpoint {
-            id: ident::random_id(),
+    ) -> Endpoint {
+        Endpoint {
+            id,
             name,
             network: network.id.clone(),
             segment: choice.segment,
@@ -192,8 +238,8 @@ impl Agent {
             netns_inode: workload.netns_inode,
             ifname: wish.ifname.clone().unwrap_or_default(),
             created: ident::unix_nanos(),
-            version: live.next_version(),
-        })
+            version: self.live().next_version(),
+        }
     }
 
     /// Makes the network if this is its first endpoint, then the tables' row, then the interface. The row
@@ -295,6 +341,7 @@ impl Agent {
         if let Some(segment) = network.segments.get(endpoint.segment) {
             self.plumbing().remove_record(segment.vni, &endpoint.id);
         }
+        self.withdraw(network, endpoint);
         let last = {
             let mut live = self.live();
             live.mtus.remove(&endpoint.id);

@@ -1,11 +1,28 @@
 //! Create, remove and prune networks.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use crate::agent::api::{CreateNetwork, NetworkCreated, NetworksPruned};
+use crate::agent::cluster::{Cluster, ECHO_LIMIT, odd_answer};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
 use crate::agent::handle::{Agent, Live};
 use crate::agent::ident;
 use crate::agent::network::{Fresh, Network};
+use crate::cluster::manager::command::Command;
+use crate::cluster::manager::reply::Reply;
+use crate::cluster::manager::watch::Replica;
+
+/// How long a removal waits for nodes that are just giving their addresses back.
+const RELEASE_LIMIT: Duration = Duration::from_millis(1_500);
+const RELEASE_PAUSE: Duration = Duration::from_millis(100);
+
+fn has_network(replica: &Replica, id: &str) -> bool {
+    let catalog = replica.catalog.as_ref();
+    catalog.is_some_and(|catalog| catalog.networks.contains_key(id))
+}
 
 impl Agent {
     /// Creates a network. Nothing is made in the kernel before its first local endpoint. The same wish
@@ -22,6 +39,44 @@ impl Agent {
     }
 
     async fn create(&self, wish: CreateNetwork) -> Result<NetworkCreated, ApiError> {
+        match self.cluster() {
+            Some(cluster) => self.create_in(&cluster, wish).await,
+            None => self.create_here(wish).await,
+        }
+    }
+
+    /// The managers plan it by the same rules.
+    async fn create_in(
+        &self,
+        cluster: &Cluster,
+        wish: CreateNetwork,
+    ) -> Result<NetworkCreated, ApiError> {
+        let command = Command::NetworkCreate {
+            wish: Box::new(wish),
+            id: ident::random_id(),
+            created: ident::unix_nanos(),
+            vtep: self.settings().vtep,
+        };
+        let reply = cluster.order(command).await?;
+        let Reply::Network {
+            network,
+            mut warnings,
+        } = reply
+        else {
+            return Err(odd_answer());
+        };
+        let known = |replica: &Replica| has_network(replica, &network.id);
+        if !cluster.wait_until(ECHO_LIMIT, known).await {
+            warnings.push("this node will hear of it a little later".into());
+        }
+        warnings.extend(mtu_warning(&network, self.live().underlay_mtu));
+        Ok(NetworkCreated {
+            id: network.id,
+            warning: warnings.join("; "),
+        })
+    }
+
+    async fn create_here(&self, wish: CreateNetwork) -> Result<NetworkCreated, ApiError> {
         let fresh = Fresh {
             id: ident::random_id(),
             now: ident::unix_nanos(),
@@ -103,6 +158,9 @@ impl Agent {
             check(&live, &network)?;
             network
         };
+        if let Some(cluster) = self.cluster() {
+            return self.remove_from(&cluster, &network).await;
+        }
         // The kernel first: what it refuses to remove must not be forgotten.
         self.bring_down(&network).await?;
         let remote = {
@@ -125,6 +183,28 @@ impl Agent {
             name: network.name,
         });
         Ok(id)
+    }
+
+    /// Has the managers remove a network. Addresses that are just being given back are waited for.
+    async fn remove_from(&self, cluster: &Cluster, network: &Network) -> Result<String, ApiError> {
+        let end = Instant::now() + RELEASE_LIMIT;
+        loop {
+            let command = Command::NetworkRemove {
+                network: network.id.clone(),
+                force: false,
+            };
+            match cluster.order(command).await {
+                Ok(_) => break,
+                Err(error) if error.code == ErrorCode::NetworkInUse && Instant::now() < end => {
+                    cluster.nudge();
+                    sleep(RELEASE_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let gone = |replica: &Replica| !has_network(replica, &network.id);
+        cluster.wait_until(ECHO_LIMIT, gone).await;
+        Ok(network.id.clone())
     }
 
     /// Removes every network without local endpoints and without members or records elsewhere.
@@ -159,6 +239,7 @@ impl Agent {
 
 /// Other nodes take part in a network that has members or records.
 fn no_members(live: &Live, network: &Network) -> Result<(), ApiError> {
+    // In a cluster the managers know who takes part, and refuse.
     let vteps = live.node.remote.vteps(&network.id);
     if vteps.is_empty() {
         return Ok(());

@@ -114,6 +114,7 @@ impl Agent {
         network: String,
         batch: RecordBatch,
     ) -> Result<RecordsApplied, ApiError> {
+        self.refuse_in_cluster()?;
         let agent = self.clone();
         let work = async move {
             let requests = batch.into_vec();
@@ -161,6 +162,7 @@ impl Agent {
         mac: Mac,
         version: Option<Version>,
     ) -> Result<RecordsApplied, ApiError> {
+        self.refuse_in_cluster()?;
         let agent = self.clone();
         let work = async move {
             let (id, applied) = agent
@@ -176,6 +178,18 @@ impl Agent {
             Ok(applied)
         };
         self.inner.tasks.operation(work).await
+    }
+
+    /// In a cluster nodes tell each other of their endpoints, and nobody else does.
+    fn refuse_in_cluster(&self) -> Result<(), ApiError> {
+        match self.cluster() {
+            None => Ok(()),
+            Some(_) => Err(ApiError::new(
+                ErrorCode::Unsupported,
+                "the nodes of a cluster tell each other of their endpoints: no record is put in by hand",
+                "attach endpoints on their own nodes; for tables by hand, run an agent that is in no cluster",
+            )),
+        }
     }
 
     /// Changes what is known of other nodes: on a copy, saved, then told to the tables if the network is up;

@@ -2,7 +2,7 @@
 
 use crate::agent::api::ResetReport;
 use crate::agent::endpoint::Endpoint;
-use crate::agent::error::ApiError;
+use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
 use crate::agent::handle::Agent;
 use crate::agent::plumbing::Keep;
@@ -17,6 +17,13 @@ impl Agent {
     pub async fn reset(&self) -> Result<ResetReport, ApiError> {
         let agent = self.clone();
         let work = async move {
+            if agent.cluster().is_some() {
+                return Err(ApiError::new(
+                    ErrorCode::ClusterExists,
+                    "this node is part of a cluster, and its networks are the cluster's",
+                    "leave it first: weft leave",
+                ));
+            }
             let _alone = agent.lock_everything().await;
             agent.live().health.clear();
             let mut report = agent.take_down_alone().await;
@@ -48,7 +55,7 @@ impl Agent {
     }
 
     /// The caller holds the gate.
-    async fn take_down_alone(&self) -> ResetReport {
+    pub(in crate::agent) async fn take_down_alone(&self) -> ResetReport {
         let networks: Vec<_> = {
             let live = self.live();
             live.node.catalog.networks.values().cloned().collect()

@@ -57,19 +57,29 @@ impl Agent {
                 ingress: false,
                 config_from: ConfigFrom::default(),
                 config_only: false,
-                containers: live
-                    .endpoints_of(&network.id)
-                    .map(|e| (e.id.clone(), container(e)))
-                    .collect(),
+                containers: self.containers(live, network),
                 options: network.options(),
                 labels: network.labels.clone(),
-                peers: self.peers(live, network),
+                peers: self.network_peers(live, network),
             },
         }
     }
 
-    /// This node first if it takes part, then the others by address.
-    fn peers(&self, live: &Live, network: &Network) -> Vec<PeerView> {
+    /// Endpoints by id: those of this node and, in a cluster, of all others under `ep-<id>`, as Docker names what
+    /// is no container of its own.
+    fn containers(&self, live: &Live, network: &Network) -> BTreeMap<String, ContainerView> {
+        let local = live.endpoints_of(&network.id);
+        let mut all: BTreeMap<_, _> = local.map(|e| (e.id.clone(), container(e))).collect();
+        if self.cluster().is_some() {
+            let remote = live.node.remote.of_network(&network.id);
+            let views = remote.map(|r| remote_view(network, r));
+            all.extend(views.map(|view| (format!("ep-{}", view.id), remote_container(&view))));
+        }
+        all
+    }
+
+    /// This node first if it takes part, then the others by address; in a cluster as the managers know them.
+    fn network_peers(&self, live: &Live, network: &Network) -> Vec<PeerView> {
         let settings = self.settings();
         let own = live.up.contains_key(&network.id);
         let own = own.then(|| PeerView {
@@ -77,12 +87,25 @@ impl Agent {
             ip: settings.vtep,
         });
         let others = live.node.remote.vteps(&network.id).into_iter();
-        own.into_iter()
-            .chain(others.map(|v| PeerView {
-                name: v.node,
-                ip: v.vtep,
-            }))
-            .collect()
+        let others = others.map(|v| PeerView {
+            name: v.node,
+            ip: v.vtep,
+        });
+        let mut peers: Vec<PeerView> = own.into_iter().chain(others).collect();
+        if let Some(cluster) = self.cluster() {
+            let replica = cluster.replica();
+            let listed = replica.nodes.values();
+            let listed = listed.filter(|node| replica.takes_part(node.id, &network.id));
+            for node in listed {
+                if peers.iter().all(|peer| peer.ip != node.vtep) {
+                    peers.push(PeerView {
+                        name: node.name.clone(),
+                        ip: node.vtep,
+                    });
+                }
+            }
+        }
+        peers
     }
 
     /// Endpoints here and elsewhere, by network name and address.
@@ -195,6 +218,7 @@ impl Agent {
 
     /// How the node is, on one page.
     pub async fn status(&self) -> Status {
+        let cluster = self.cluster_status().await;
         let underlay = self.plumbing().underlay().await;
         let dataplane = self.plumbing().dataplane();
         let mut trouble = self.plumbing().trouble();
@@ -236,6 +260,7 @@ impl Agent {
             uptime_seconds: self.inner.started.elapsed().as_secs(),
             pid: std::process::id(),
             epoch: live.node.epoch,
+            cluster,
             dataplane,
             networks,
         }
@@ -288,6 +313,20 @@ fn container(endpoint: &Endpoint) -> ContainerView {
         name: endpoint.name.clone(),
         endpoint_id: endpoint.id.clone(),
         mac_address: endpoint.mac,
+        ipv4_address: of(true),
+        ipv6_address: of(false),
+    }
+}
+
+fn remote_container(view: &EndpointView) -> ContainerView {
+    let of = |v4: bool| {
+        let address = view.ips.iter().find(|ip| ip.is_ipv4() == v4);
+        address.map_or_else(String::new, ToString::to_string)
+    };
+    ContainerView {
+        name: view.name.clone(),
+        endpoint_id: view.id.clone(),
+        mac_address: view.mac,
         ipv4_address: of(true),
         ipv6_address: of(false),
     }

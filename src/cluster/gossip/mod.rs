@@ -351,6 +351,16 @@ impl Gossip {
         self.view.events(watch)
     }
 
+    /// Whether [`Gossip::events`] has something to tell this watch.
+    pub fn is_behind(&self, watch: &Watch) -> bool {
+        self.view.is_behind(watch)
+    }
+
+    /// Whether another node has agreed since the last change that was seen here, or there is no other node.
+    pub fn is_settled(&self) -> bool {
+        self.agreed > 0 || self.peers.values().all(|peer| !peer.is_up())
+    }
+
     /// Every address that several records have, for `weft status`.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
         self.view.conflicts()

@@ -167,6 +167,11 @@ impl View {
         Ok(events)
     }
 
+    /// Whether a watch has events to come.
+    pub fn is_behind(&self, watch: &Watch) -> bool {
+        watch.next < self.first + self.events.len() as u64
+    }
+
     /// The nodes that are suspended.
     pub fn suspended(&self) -> &BTreeSet<NodeId> {
         &self.suspended

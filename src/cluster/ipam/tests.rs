@@ -142,7 +142,7 @@ fn all_blocks_go_back_with_the_last_endpoint() {
     assert_eq!(
         ipam,
         Ipam {
-            confirmed_ms: 0,
+            confirmed_ms: Some(0),
             ..Ipam::new(REST_MS, RECLAIM_MS)
         }
     );
@@ -360,7 +360,8 @@ impl World {
     fn sync(&mut self, n: usize) {
         let side = &mut self.sides[n];
         side.replica.take(Update::Snapshot(self.state.view()));
-        for lost in side.ipam.reconcile(&side.replica, node_id(n), self.now_ms) {
+        side.ipam.confirm(self.now_ms);
+        for lost in side.ipam.reconcile(&side.replica, node_id(n)) {
             side.endpoints.remove(&lost.endpoint);
         }
     }

@@ -6,7 +6,8 @@
 //! | a worker | follow; renew; networks; addresses and restarts of its own, never another's |
 //! | a manager | all of that, Raft, nodes, tokens, keys and CA, and what a leader has seen of nodes |
 //!
-//! A certificate's role counts only as long as the state says the same: a demoted or removed node's is refused.
+//! A certificate's role counts only as long as the state says the same: a demoted or removed node's is refused. Only in
+//! Raft a demoted manager is heard until the group has let it go.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ use crate::model::error::{ApiError, ErrorCode};
 
 /// How long a wrong token is answered later, so that guessing is slow on each connection.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest wait of a watcher, in milliseconds.
+const WATCH_WAIT_MAX_MS: u32 = 30_000;
 
 /// How long a manager waits to hear itself what the leader has agreed.
 const KNOWN_WAIT: Duration = Duration::from_secs(2);
@@ -144,7 +148,10 @@ impl Gate {
 
     /// Answers, or says why not.
     pub async fn answer(&self, peer: &Peer, request: Request) -> Answer {
-        if let Err(error) = self.manager.look(|state| permit(state, peer, &request)) {
+        let permitted = self.manager.look(|state| permit(state, peer, &request));
+        if let Err(error) = permitted
+            && !self.is_leaving(peer, &request)
+        {
             tracing::warn!(?peer, %error, "refused");
             return Answer::Refused(error);
         }
@@ -156,9 +163,31 @@ impl Gate {
             }
             (Request::Join(join), Peer::Joiner(ip)) => self.join(*join, *ip).await,
             (Request::Renew { csr }, Peer::Node { name, .. }) => self.renew(&csr, name).await,
+            (Request::Watch { after, wait_ms }, Peer::Node { name, .. }) => {
+                let wait = Duration::from_millis(wait_ms.min(WATCH_WAIT_MAX_MS).into());
+                let update = self.manager.updates_after(after, wait).await;
+                Ok(Answer::Update(update.only_for(name.node)))
+            }
             (other, _) => return self.manager.answer(other).await,
         };
         answered.unwrap_or_else(Answer::Refused)
+    }
+
+    /// A manager that was demoted takes part in the log until the group has let it go.
+    fn is_leaving(&self, peer: &Peer, request: &Request) -> bool {
+        let raft = matches!(
+            request,
+            Request::Append(_) | Request::Vote(_) | Request::Snapshot(_)
+        );
+        let Peer::Node { name, certificate } = peer else {
+            return false;
+        };
+        let control = self.manager.look(|state| {
+            present_role(state, name, *certificate).ok()?;
+            state.cluster().ok()?.nodes.get(&name.node)?.control
+        });
+        let in_group = control.is_some_and(|control| self.manager.has_member_at(control));
+        raft && name.role == Role::Manager && in_group
     }
 
     async fn join(&self, join: JoinRequest, ip: IpAddr) -> Result<Answer, ApiError> {
@@ -166,7 +195,7 @@ impl Gate {
             ApiError::new(
                 ErrorCode::TokenRefused,
                 message,
-                "get a good one on a manager: weft token ls",
+                "make a good one on a manager: weft token create worker",
             )
         };
         let token: Result<JoinToken, _> = join.token.parse();

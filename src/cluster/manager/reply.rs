@@ -339,7 +339,7 @@ impl Refusal {
         match self {
             Refusal::Network(error) => error.next.clone(),
             Refusal::NoCluster => {
-                "make one with weft init, or join one: weft join --token TOKEN HOST:2377".into()
+                "make one with weft init, or join one: weft join --token TOKEN HOST".into()
             }
             Refusal::ClusterExists { .. } => {
                 "to begin anew, first: weft leave --force, on every node".into()
@@ -375,7 +375,7 @@ impl Refusal {
                 "start its agent with a control address that managers can reach".into()
             }
             Refusal::TokenUnknown | Refusal::TokenExpired { .. } => {
-                "get a good one on a manager: weft token ls".into()
+                "make a good one on a manager: weft token create worker".into()
             }
             Refusal::UnknownNetwork(_) => "list the networks: weft network ls".into(),
             Refusal::NetworkInUse { name, .. } => format!(

@@ -1,9 +1,10 @@
 //! Join tokens, the gossip key ring and the CA, as managers keep them.
 
+use aws_lc_rs::hkdf;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Authority, NodeWish, TokenWish};
-use super::ids::{Digest, Key, Role};
+use super::ids::{Digest, Key, NodeId, Role};
 use super::reply::{Outcome, Refusal, Reply};
 use super::state::{Cluster, Scene};
 use super::watch::Change;
@@ -73,6 +74,20 @@ impl KeyRing {
         self.primary = self.push(key);
     }
 
+    /// Ids of the keys in the order in which nodes use them: the one that seals first, then from new to old.
+    pub fn order(&self) -> Vec<u32> {
+        let others = self.keys.iter().rev().map(|key| key.id);
+        let others = others.filter(|id| *id != self.primary);
+        std::iter::once(self.primary).chain(others).collect()
+    }
+
+    /// The keys in the order of [`KeyRing::order`].
+    pub fn in_order(&self) -> Vec<Key> {
+        let find = |id| self.keys.iter().find(|key| key.id == id);
+        let keys = self.order().into_iter().filter_map(find);
+        keys.map(|key| key.key.clone()).collect()
+    }
+
     fn push(&mut self, key: Key) -> u32 {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
@@ -136,14 +151,40 @@ impl Cluster {
 
     pub(super) fn key_rotate(&mut self, scene: &mut Scene<'_>, key: &Key) -> Outcome {
         self.keys.rotate(key.clone());
-        scene.changes.push(Change::Keys(self.keys.clone()));
+        self.tell_keys(scene);
         Ok(Reply::Done)
     }
 
     pub(super) fn key_replace(&mut self, scene: &mut Scene<'_>, key: &Key) -> Outcome {
         self.keys.replace(key.clone());
-        scene.changes.push(Change::Keys(self.keys.clone()));
+        self.tell_keys(scene);
         Ok(Reply::Done)
+    }
+
+    fn tell_keys(&self, scene: &mut Scene<'_>) {
+        scene.changes.push(Change::Keys(self.keys.clone()));
+        scene.changes.extend(self.network_key_views());
+    }
+
+    /// The keys of a network, for a node that takes part in it. They follow the ring: a key that comes in there
+    /// comes in here. They are derived from what only managers know, so that whoever has the ring, and
+    /// takes no part in the network, does not have them.
+    pub(super) fn network_keys(&self, node: NodeId, network: &str) -> Change {
+        let keys = self.keys.order().into_iter();
+        let keys = keys.map(|id| derive(self.authority.key.reveal(), network, id));
+        Change::NetworkKeys {
+            node,
+            network: network.to_owned(),
+            keys: keys.collect(),
+        }
+    }
+
+    /// The keys of every network, for every node that takes part in it.
+    pub(super) fn network_key_views(&self) -> Vec<Change> {
+        let parts = self.parts().into_iter();
+        parts
+            .map(|(network, node)| self.network_keys(node, &network))
+            .collect()
     }
 
     /// Puts the next CA beside the one in use. Nodes trust both from then on; certificates still come from
@@ -168,6 +209,22 @@ impl Cluster {
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
+/// A key of a network (HKDF-SHA256, RFC 5869), from the CA's private key.
+fn derive(secret: &str, network: &str, id: u32) -> Key {
+    const LABEL: &[u8] = b"weft network key 1";
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, LABEL);
+    let key = salt.extract(secret.as_bytes());
+    let id = id.to_be_bytes();
+    let info = [&id[..], network.as_bytes()];
+    let mut bytes = [0; 32];
+    let filled = key
+        .expand(&info, hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut bytes));
+    // 32 bytes are as many as SHA-256 yields at once.
+    filled.expect("the length fits");
+    Key::from_bytes(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,7 +243,22 @@ mod tests {
         ring.rotate(key(4));
         assert_eq!((ring.primary, ring.keys.len()), (3, 3));
         assert!(ring.keys.iter().all(|k| k.key != key(1)));
+        assert_eq!(ring.order(), [3, 4, 2]);
+        assert_eq!(ring.in_order(), [key(3), key(4), key(2)]);
         ring.replace(key(5));
         assert_eq!((ring.primary, ring.keys.len()), (5, 1));
+    }
+
+    #[test]
+    fn keys_of_networks_depend_on_secret_network_and_ring() {
+        let one = derive("secret", "a", 1);
+        assert_eq!(one, derive("secret", "a", 1));
+        for other in [
+            derive("other", "a", 1),
+            derive("secret", "b", 1),
+            derive("secret", "a", 2),
+        ] {
+            assert_ne!(one, other);
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! The state is kept as JSON: a field that comes later, such as that of services, gets `#[serde(default)]`, and
 //! snapshots of before stay readable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -197,7 +197,10 @@ impl State {
             return Ok(reply);
         }
         let cluster = self.cluster.as_mut().ok_or(Refusal::NoCluster)?;
-        cluster.run(&mut scene, command)
+        let before = cluster.parts_to_lose(command);
+        let outcome = cluster.run(&mut scene, command);
+        cluster.dismiss(&mut scene, before);
+        outcome
     }
 
     /// The cluster time at which [`Command::Tick`] has something to do; `None` if nothing waits for time.
@@ -386,7 +389,9 @@ impl Cluster {
                 count,
             } => {
                 self.check_epoch(*node, *epoch)?;
-                self.lease_blocks(scene, *node, network, *subnet, *count)
+                let reply = self.lease_blocks(scene, *node, network, *subnet, *count)?;
+                self.admit_to(scene, *node, network);
+                Ok(reply)
             }
             Command::ReleaseBlocks {
                 node,
@@ -412,7 +417,11 @@ impl Cluster {
                 address,
             } => {
                 self.check_epoch(*node, *epoch)?;
-                self.claim_address(scene, *node, network, *address)
+                let reply = self.claim_address(scene, *node, network, *address)?;
+                if matches!(reply, Reply::Claimed { .. }) {
+                    self.admit_to(scene, *node, network);
+                }
+                Ok(reply)
             }
             Command::ReleaseAddresses {
                 node,
@@ -434,6 +443,47 @@ impl Cluster {
             }
             _ => Ok(Reply::Done),
         }
+    }
+
+    /// A node that holds addresses of a network takes part in it, and gets its keys.
+    fn admit_to(&self, scene: &mut Scene<'_>, node: NodeId, network: &str) {
+        let id = self.network(network).map(|network| network.id.clone());
+        if let Ok(id) = id {
+            scene.changes.push(self.network_keys(node, &id));
+        }
+    }
+
+    /// Who takes part in what before a command that may end some of it.
+    fn parts_to_lose(&self, command: &Command) -> BTreeSet<(String, NodeId)> {
+        let releases = matches!(
+            command,
+            Command::NodeStart { .. }
+                | Command::NodeLeave { .. }
+                | Command::NodeRemove { .. }
+                | Command::ReleaseBlocks { .. }
+                | Command::ReleaseAddresses { .. }
+                | Command::Tick
+        );
+        match releases {
+            true => self.parts(),
+            false => BTreeSet::new(),
+        }
+    }
+
+    /// A node that holds no address of a network any more does not need its keys.
+    fn dismiss(&self, scene: &mut Scene<'_>, before: BTreeSet<(String, NodeId)>) {
+        if before.is_empty() {
+            return;
+        }
+        let now = self.parts();
+        let gone = before.into_iter().filter(|part| !now.contains(part));
+        scene
+            .changes
+            .extend(gone.map(|(network, node)| Change::NetworkKeys {
+                node,
+                network,
+                keys: Vec::new(),
+            }));
     }
 
     /// Who the cluster is, for watchers.
@@ -462,7 +512,9 @@ impl Cluster {
         let networks = self.catalog.networks.values().cloned();
         changes.extend(networks.map(|network| Change::Network(Box::new(network))));
         changes.extend(self.lease_views());
+        changes.push(Change::LastFence(self.last_fence));
         changes.push(Change::Keys(self.keys.clone()));
+        changes.extend(self.network_key_views());
     }
 
     pub(super) fn next_fence(&mut self) -> u64 {

@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::command::{BlockRef, Settings};
-use super::ids::{Digest, NodeId};
+use super::ids::{Digest, Key, NodeId};
 use super::nodes::{Node, Revoked};
 use super::secrets::KeyRing;
 use crate::model::network::{Catalog, Network};
@@ -99,6 +99,17 @@ pub enum Change {
     },
     /// The gossip ring is this.
     Keys(KeyRing),
+    /// The keys of one network are these. For one node, and no other gets to see it.
+    NetworkKeys {
+        /// The node, which takes part in the network.
+        node: NodeId,
+        /// Id of the network.
+        network: String,
+        /// The one that seals comes first. None: the node takes part no more.
+        keys: Vec<Key>,
+    },
+    /// The greatest fence that was ever given out. Only in a snapshot: after it, leases tell by themselves.
+    LastFence(u64),
     /// A hint to the holder of a block: give this address up if it is unused.
     Wanted {
         /// The holder.
@@ -134,6 +145,23 @@ pub enum Update {
     Snapshot(Delta),
     /// What came after, in order; empty when nothing did.
     Deltas(Vec<Delta>),
+}
+
+impl Update {
+    /// Without what is meant for other nodes than this one.
+    #[must_use]
+    pub fn only_for(mut self, node: NodeId) -> Update {
+        let foreign =
+            |change: &Change| matches!(change, Change::NetworkKeys { node: of, .. } if *of != node);
+        let deltas = match &mut self {
+            Update::Snapshot(delta) => std::slice::from_mut(delta),
+            Update::Deltas(deltas) => deltas,
+        };
+        for delta in deltas {
+            delta.changes.retain(|change| !foreign(change));
+        }
+        self
+    }
 }
 
 /// The last revisions of one manager.
@@ -193,8 +221,14 @@ pub struct Replica {
     pub blocks: BTreeMap<String, Vec<(BlockRef, Block)>>,
     /// Claimed addresses, by network.
     pub claims: BTreeMap<String, BTreeMap<IpAddr, Claim>>,
+    /// The greatest fence of any lease that was given out up to here: one above it is younger than all this.
+    #[serde(default)]
+    pub last_fence: u64,
     /// The gossip ring.
     pub keys: Option<KeyRing>,
+    /// The keys of the networks that this node takes part in; the one that seals comes first.
+    #[serde(default)]
+    pub network_keys: BTreeMap<String, Vec<Key>>,
 }
 
 impl Replica {
@@ -277,8 +311,11 @@ impl Replica {
                 }
                 self.blocks.remove(id);
                 self.claims.remove(id);
+                self.network_keys.remove(id);
             }
+            Change::LastFence(fence) => self.last_fence = self.last_fence.max(*fence),
             Change::Block(at, block) => {
+                self.last_fence = self.last_fence.max(block.fence);
                 let blocks = self.blocks.entry(at.network.clone()).or_default();
                 match blocks.binary_search_by_key(&at.first, |(at, _)| at.first) {
                     Ok(index) => blocks[index].1 = block.clone(),
@@ -295,6 +332,7 @@ impl Replica {
                 address,
                 claim,
             } => {
+                self.last_fence = self.last_fence.max(claim.fence);
                 let claims = self.claims.entry(network.clone()).or_default();
                 claims.insert(*address, *claim);
             }
@@ -304,6 +342,12 @@ impl Replica {
                 }
             }
             Change::Keys(keys) => self.keys = Some(keys.clone()),
+            Change::NetworkKeys { network, keys, .. } if keys.is_empty() => {
+                self.network_keys.remove(network);
+            }
+            Change::NetworkKeys { network, keys, .. } => {
+                self.network_keys.insert(network.clone(), keys.clone());
+            }
             Change::Wanted { .. } | Change::Scarce { .. } => {}
         }
     }
@@ -325,6 +369,29 @@ mod tests {
 
     fn gone(n: u128) -> Vec<Change> {
         vec![Change::NodeGone(NodeId::from_bits(n))]
+    }
+
+    #[test]
+    fn a_networks_keys_reach_one_node_only() {
+        let keys = |n: u128| Change::NetworkKeys {
+            node: NodeId::from_bits(n),
+            network: "net".into(),
+            keys: vec![Key::from_bytes([n as u8; 32])],
+        };
+        let delta = Delta {
+            revision: 1,
+            changes: vec![keys(1), Change::NodeGone(NodeId::from_bits(9)), keys(2)],
+        };
+        for update in [Update::Snapshot(delta.clone()), Update::Deltas(vec![delta])] {
+            let mut replica = Replica::default();
+            let news = replica.take(update.only_for(NodeId::from_bits(2)));
+            assert_eq!(news.len(), 2);
+            assert_eq!(
+                replica.network_keys["net"],
+                [Key::from_bytes([2; 32])],
+                "the other's key came through"
+            );
+        }
     }
 
     #[test]

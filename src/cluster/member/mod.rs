@@ -206,6 +206,13 @@ impl Membership {
         }
     }
 
+    /// Whether bytes are a message of a membership, rather than of something else that shares its port.
+    pub fn is_message(bytes: &[u8]) -> bool {
+        bytes
+            .first()
+            .is_some_and(|kind| (KIND_SWIM..=KIND_ANSWER).contains(kind))
+    }
+
     /// This node as it is known to others now.
     pub fn me(&self) -> Identity {
         *self.foca.identity()

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::output::{self, print, print_json, table};
 use super::{Context, Done};
-use crate::agent::api::{ApiError, Status, Verdict, VersionInfo, exit};
+use crate::agent::api::{ApiError, EventEntry, Status, Verdict, VersionInfo, exit};
 use crate::frontend::client::block_on;
 
 #[derive(Debug, Args)]
@@ -28,11 +28,20 @@ pub struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  weft events\n  weft events --after 17 --json")]
+#[command(after_help = "\
+Examples:
+  weft events
+  weft events --follow           until interrupted
+  weft events --after 17 --json
+
+With --json and --follow each line is one event.")]
 pub struct EventsArgs {
     /// Only events with a higher number
     #[arg(long, default_value_t = 0)]
     after: u64,
+    /// Go on with what happens from now on
+    #[arg(short, long)]
+    follow: bool,
 }
 
 pub fn run(args: &StatusArgs, context: &Context) -> Done {
@@ -105,6 +114,7 @@ fn render(status: &Status) -> String {
         status.underlay_mtu,
         output::duration(status.uptime_seconds)
     );
+    text += &cluster(status);
     text += &format!(
         "dataplane  {} workers, uplink {}{}\n",
         plane.workers,
@@ -125,6 +135,52 @@ fn render(status: &Status) -> String {
     );
     text + &networks(status) + &drops(status) + &health(status)
 }
+
+fn cluster(status: &Status) -> String {
+    let Some(cluster) = &status.cluster else {
+        return String::new();
+    };
+    let leader = cluster.leader.as_ref();
+    let leader = leader.map_or_else(String::new, |leader| format!(", {leader} leads"));
+    let heard = match cluster.heard_s {
+        Some(seconds) if seconds >= HEARD_LATE_S => {
+            format!(
+                "; no manager has answered for {}",
+                output::duration(seconds)
+            )
+        }
+        Some(_) => String::new(),
+        None => "; no manager has answered yet".into(),
+    };
+    let members: Vec<String> = cluster
+        .members
+        .iter()
+        .map(|(liveness, count)| format!("{count} {liveness}"))
+        .collect();
+    let members = match members.is_empty() {
+        true => "none".into(),
+        false => members.join(", "),
+    };
+    let converged = match cluster.converged {
+        true => "tables complete".to_owned(),
+        false => format!("waiting: {}", cluster.waiting_for.join("; ")),
+    };
+    format!(
+        "cluster    {} of {}: {} of {} nodes and {} of {} managers ready{leader}{heard}\n\
+         gossip     other nodes: {members}; {} entries, {}; {converged}\n",
+        cluster.role,
+        cluster.id,
+        cluster.nodes.0,
+        cluster.nodes.1,
+        cluster.managers.0,
+        cluster.managers.1,
+        cluster.table_entries,
+        output::bytes(cluster.table_bytes as u64),
+    )
+}
+
+/// A manager answers at least every three seconds.
+const HEARD_LATE_S: u64 = 10;
 
 fn offloads(status: &Status) -> String {
     let words = status
@@ -218,28 +274,51 @@ fn health(status: &Status) -> String {
 }
 
 pub fn events(args: &EventsArgs, context: &Context) -> Done {
-    let list = block_on(context.client.events(args.after))?;
-    if context.json {
-        print_json(&list)?;
-        return Ok(exit::OK);
-    }
-    for entry in &list.events {
-        let event =
-            serde_json::to_value(&entry.event).map_err(|e| ApiError::internal(e.to_string()))?;
-        let mut line = format!("{} {}", entry.seq, entry.time);
-        for (key, value) in event.as_object().into_iter().flatten() {
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            line += &if key == "event" {
-                format!(" {value}")
-            } else {
-                format!(" {key}={value}")
-            };
+    let mut after = args.after;
+    loop {
+        let list = block_on(context.client.events(after))?;
+        if context.json && !args.follow {
+            print_json(&list)?;
+            return Ok(exit::OK);
         }
-        print(&(line + "\n"))?;
+        for entry in &list.events {
+            after = after.max(entry.seq);
+            print(&match context.json {
+                true => as_json(entry)?,
+                false => as_line(entry)?,
+            })?;
+        }
+        if !args.follow {
+            return Ok(exit::OK);
+        }
+        std::thread::sleep(FOLLOW_EVERY);
     }
-    Ok(exit::OK)
+}
+
+/// How often it is looked for further events.
+const FOLLOW_EVERY: Duration = Duration::from_millis(200);
+
+fn as_json(entry: &EventEntry) -> Result<String, ApiError> {
+    let text = serde_json::to_string(entry);
+    text.map(|text| text + "\n")
+        .map_err(|e| ApiError::internal(e.to_string()))
+}
+
+fn as_line(entry: &EventEntry) -> Result<String, ApiError> {
+    let event =
+        serde_json::to_value(&entry.event).map_err(|e| ApiError::internal(e.to_string()))?;
+    let mut line = format!("{} {}", entry.seq, entry.time);
+    for (key, value) in event.as_object().into_iter().flatten() {
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        line += &if key == "event" {
+            format!(" {value}")
+        } else {
+            format!(" {key}={value}")
+        };
+    }
+    Ok(line + "\n")
 }
 
 pub fn version(context: &Context) -> Done {

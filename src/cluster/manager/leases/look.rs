@@ -1,6 +1,6 @@
 //! Reading the leases: who uses a network, what watchers see, why a subnet is full, when a rest is over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BlockState, ClaimState, Held, SubnetLeases};
 use crate::cluster::ipam::space::Space;
@@ -74,6 +74,25 @@ impl Cluster {
                 |s: &ClaimState| matches!(s, ClaimState::Held { node: n, .. } if *n == node);
             leases.blocks.values().any(block) || leases.claims.values().any(claim)
         })
+    }
+
+    /// Which nodes hold addresses of which networks.
+    pub(in crate::cluster::manager) fn parts(&self) -> BTreeSet<(String, NodeId)> {
+        let mut parts = BTreeSet::new();
+        for (network, subnets) in &self.leases {
+            for leases in subnets.values() {
+                let blocks = leases.blocks.values().filter_map(|s| match s {
+                    BlockState::Held(held) => Some(held.node),
+                    BlockState::Resting(_) => None,
+                });
+                let claims = leases.claims.values().filter_map(|s| match s {
+                    ClaimState::Held { node, .. } => Some(*node),
+                    ClaimState::Resting(_) => None,
+                });
+                parts.extend(blocks.chain(claims).map(|node| (network.clone(), node)));
+            }
+        }
+        parts
     }
 
     /// When the next rest is over.

@@ -4,6 +4,7 @@
 //! caught up, and whoever is none is taken out, one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,8 +38,6 @@ const TIME_EVERY_MS: u64 = 60_000;
 const RETRY_PAUSE: Duration = Duration::from_millis(30);
 /// Entries that a new manager may be behind and still become a voter.
 const BEHIND_MAX: u64 = 50;
-/// Longest wait of a watcher, in milliseconds.
-const WATCH_WAIT_MAX_MS: u32 = 30_000;
 
 /// Why a manager does not start.
 #[derive(Debug, thiserror::Error)]
@@ -293,13 +292,9 @@ impl Manager {
                     Err(NotHere::Stopped(why)) => stopped(&why),
                 }
             }
-            Request::Watch { after, wait_ms } => {
-                let wait = Duration::from_millis(wait_ms.min(WATCH_WAIT_MAX_MS).into());
-                Answer::Update(self.updates_after(after, wait).await)
-            }
-            Request::Join(_) | Request::Renew { .. } => Answer::Refused(ApiError::internal(
-                "a question about certificates came to the log of the managers",
-            )),
+            Request::Join(_) | Request::Renew { .. } | Request::Watch { .. } => Answer::Refused(
+                ApiError::internal("a question for the gate came to the log of the managers"),
+            ),
         }
     }
 
@@ -387,6 +382,27 @@ impl Manager {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
         metrics.membership_config.membership().voter_ids().collect()
+    }
+
+    /// Whether it was taken out of the group, and those who are in it have agreed on that. Only then can it go: before,
+    /// they may need its vote.
+    pub fn is_out(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let group = &metrics.membership_config;
+        let applied = metrics.last_applied;
+        let agreed = group.log_id().is_some() && *group.log_id() <= applied;
+        agreed && group.membership().get_node(&self.id).is_none()
+    }
+
+    /// Whether whoever answers at `control` is in the group, whatever the state says. A manager that is demoted stays
+    /// in it until the group has been changed, and that takes its part.
+    pub fn has_member_at(&self, control: SocketAddr) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let control = control.to_string();
+        let mut nodes = metrics.membership_config.nodes();
+        nodes.any(|(_, node)| node.addr == control)
     }
 
     /// Ends its part in the group.

@@ -145,9 +145,11 @@ impl Fixture {
             .history
             .after(self.follower.revision, usize::MAX)
             .unwrap();
-        self.follower.take(Update::Deltas(deltas));
+        // Node 2 follows.
+        let only = |update: Update| update.only_for(NodeId::from_bits(2));
+        self.follower.take(only(Update::Deltas(deltas)));
         let mut fresh = Replica::default();
-        fresh.take(Update::Snapshot(self.state.view()));
+        fresh.take(only(Update::Snapshot(self.state.view())));
         let mut known = self.follower.clone();
         known.revision = fresh.revision;
         known.blocks.retain(|_, blocks| !blocks.is_empty());

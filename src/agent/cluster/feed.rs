@@ -1,0 +1,420 @@
+//! What gossip says, brought into the tables: records of live nodes, and nothing of the others.
+//!
+//! After a restart the tables begin with what the state file knew, so that traffic goes on at once. What gossip
+//! does not confirm is taken out once others have agreed with this node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at};
+
+use super::Cluster;
+use crate::agent::events::Event as Fact;
+use crate::agent::handle::Agent;
+use crate::agent::task::ended;
+use crate::cluster::gossip::{Address, Conflict, Event};
+use crate::cluster::manager::ids;
+use crate::cluster::member::MemberEvent;
+use crate::cluster::node::NodeId;
+use crate::cluster::runtime::News;
+use crate::tables::record::EndpointRecord;
+
+/// How often it is looked whether what the state file knew may go.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After so long without anybody to agree with, the state file's knowledge goes as well.
+const ALONE_LIMIT: Duration = Duration::from_secs(60);
+
+type Record = Arc<EndpointRecord>;
+
+/// What gossip shows, by owner, network and endpoint.
+#[derive(Debug, Default)]
+struct Shown {
+    records: BTreeMap<NodeId, BTreeMap<(String, String), Record>>,
+    suspended: BTreeSet<NodeId>,
+}
+
+/// What the tables are to be told, in order.
+#[derive(Debug, PartialEq, Eq)]
+enum Order {
+    /// This is there, perhaps in place of another record of the same endpoint.
+    Show(Record, Option<Record>),
+    /// This is not there any more.
+    Hide(Record),
+}
+
+impl Shown {
+    fn put(&mut self, owner: NodeId, record: &Record) {
+        let key = (record.network.clone(), record.endpoint.clone());
+        self.records
+            .entry(owner)
+            .or_default()
+            .insert(key, Arc::clone(record));
+    }
+
+    fn take(&mut self, event: Event, orders: &mut Vec<Order>) {
+        match event {
+            Event::Upsert {
+                owner,
+                record,
+                replaced,
+                suspended,
+            } => {
+                self.put(owner, &record);
+                if !suspended {
+                    orders.push(Order::Show(record, replaced));
+                }
+            }
+            Event::Remove { owner, record } => {
+                let key = (record.network.clone(), record.endpoint.clone());
+                if let Some(own) = self.records.get_mut(&owner) {
+                    own.remove(&key);
+                }
+                orders.push(Order::Hide(record));
+            }
+            Event::Suspend(node) => {
+                self.suspended.insert(node);
+                let own = self.records.get(&node).into_iter().flatten();
+                orders.extend(own.map(|(_, record)| Order::Hide(Arc::clone(record))));
+            }
+            Event::Resume(node) => {
+                self.suspended.remove(&node);
+                let own = self.records.get(&node).into_iter().flatten();
+                orders.extend(own.map(|(_, record)| Order::Show(Arc::clone(record), None)));
+            }
+            Event::Conflict(_)
+            | Event::ConflictOver(..)
+            | Event::Unauthorised { .. }
+            | Event::EpochUsed(_) => {}
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = &Record> {
+        let live = self.records.iter();
+        let live = live.filter(|(owner, _)| !self.suspended.contains(*owner));
+        live.flat_map(|(_, records)| records.values())
+    }
+}
+
+/// Feeds the tables until the end.
+pub(super) async fn run(agent: Agent, cluster: Arc<Cluster>, mut news: mpsc::Receiver<News>) {
+    let mut quit = cluster.quitting();
+    let mut shown = Shown::default();
+    let mut confirmed = false;
+    let begun = Instant::now();
+    let mut look = interval_at(begun + LOOK_EVERY, LOOK_EVERY);
+    loop {
+        tokio::select! {
+            () = ended(&mut quit) => return,
+            some = news.recv() => match some {
+                Some(some) => take(&agent, &cluster, &mut shown, some),
+                None => return,
+            },
+            _ = look.tick(), if !confirmed => {
+                confirmed = others_agree(&cluster, begun).await;
+                if confirmed {
+                    forget_unconfirmed(&agent, &shown);
+                }
+            }
+        }
+    }
+}
+
+async fn others_agree(cluster: &Cluster, begun: Instant) -> bool {
+    let Some(report) = cluster.runtime.report().await else {
+        return false;
+    };
+    let alone = report.members.is_empty();
+    match alone {
+        true => begun.elapsed() > ALONE_LIMIT,
+        false => report.settled,
+    }
+}
+
+fn take(agent: &Agent, cluster: &Cluster, shown: &mut Shown, news: News) {
+    let mut orders = Vec::new();
+    match news {
+        News::Table(table) => {
+            // What was shown before and is not now goes; what the state file knew may stay for a while.
+            let before = std::mem::take(shown);
+            for one in table {
+                if one.owner != cluster.number {
+                    shown.put(one.owner, &one.record);
+                    if one.suspended {
+                        shown.suspended.insert(one.owner);
+                    }
+                }
+            }
+            let now: BTreeSet<_> = shown.live().map(Arc::as_ptr).collect();
+            let gone = before.live().filter(|r| !now.contains(&Arc::as_ptr(r)));
+            orders.extend(gone.cloned().map(Order::Hide));
+            orders.extend(
+                shown
+                    .live()
+                    .cloned()
+                    .map(|record| Order::Show(record, None)),
+            );
+        }
+        News::Changes(events) => {
+            for event in events {
+                note(agent, cluster, &event);
+                if owner_of(&event) != Some(cluster.number) {
+                    shown.take(event, &mut orders);
+                }
+            }
+        }
+        News::Member(event) => note_member(agent, cluster, &event),
+    }
+    agent.feed(&orders);
+}
+
+fn owner_of(event: &Event) -> Option<NodeId> {
+    match event {
+        Event::Upsert { owner, .. }
+        | Event::Remove { owner, .. }
+        | Event::Unauthorised { owner, .. } => Some(*owner),
+        _ => None,
+    }
+}
+
+/// Takes out of the tables what only the state file knew.
+fn forget_unconfirmed(agent: &Agent, shown: &Shown) {
+    let known: BTreeSet<(&str, &str)> = shown
+        .live()
+        .map(|record| (record.network.as_str(), record.endpoint.as_str()))
+        .collect();
+    let stale: Vec<Order> = {
+        let live = agent.live();
+        let records = live.node.remote.records();
+        let stale = records.filter(|r| !known.contains(&(r.network.as_str(), r.endpoint.as_str())));
+        stale
+            .cloned()
+            .map(|record| Order::Hide(Arc::new(record)))
+            .collect()
+    };
+    if !stale.is_empty() {
+        tracing::info!(
+            count = stale.len(),
+            "records of before the restart are gone"
+        );
+        agent.feed(&stale);
+    }
+}
+
+/// Tells people what they should know.
+fn note(agent: &Agent, cluster: &Cluster, event: &Event) {
+    let directory = cluster.directory();
+    let name = |node: &NodeId| {
+        directory
+            .node(*node)
+            .map_or_else(|| node.to_string(), |node| node.name.to_string())
+    };
+    match event {
+        Event::Conflict(conflict) => agent.emit(Fact::AddressConflict {
+            network: conflict.network.to_string(),
+            address: in_words(&conflict.address),
+            winner: name(&conflict.winner.0),
+            losers: conflict.losers.iter().map(|(node, _)| name(node)).collect(),
+        }),
+        Event::ConflictOver(network, address) => agent.emit(Fact::AddressConflictOver {
+            network: network.to_string(),
+            address: in_words(address),
+        }),
+        Event::Unauthorised {
+            owner,
+            record,
+            reason,
+        } => {
+            tracing::debug!(node = name(owner), endpoint = record.endpoint, %reason, "not shown");
+        }
+        Event::EpochUsed(version) => agent.epoch_used(version.epoch),
+        _ => {}
+    }
+}
+
+/// What an address is, in words.
+pub(in crate::agent) fn in_words(address: &Address) -> String {
+    match address {
+        Address::Ip(_, ip) => ip.to_string(),
+        Address::Mac(_, mac) => mac.to_string(),
+    }
+}
+
+/// A conflict as the status tells it.
+pub(in crate::agent) fn describe(conflict: &Conflict, name: impl Fn(NodeId) -> String) -> String {
+    let losers: Vec<String> = conflict
+        .losers
+        .iter()
+        .map(|(node, _)| name(*node))
+        .collect();
+    format!(
+        "{} is in use on {} and {}; {} counts everywhere",
+        in_words(&conflict.address),
+        name(conflict.winner.0),
+        losers.join(", "),
+        name(conflict.winner.0),
+    )
+}
+
+fn note_member(agent: &Agent, cluster: &Cluster, event: &MemberEvent) {
+    let directory = cluster.directory();
+    let listed = |number: NodeId| directory.node(number);
+    let who = |number: NodeId| -> (String, ids::NodeId) {
+        listed(number).map_or((number.to_string(), cluster.me), |n| {
+            (n.name.to_string(), n.id)
+        })
+    };
+    match event {
+        MemberEvent::Up(identity) => agent.emit(Fact::NodeUp {
+            node: who(identity.node).0,
+        }),
+        MemberEvent::Failed(identity) => agent.emit(Fact::NodeFailed {
+            node: who(identity.node).0,
+        }),
+        MemberEvent::Impostor(addr) => agent.emit(Fact::NodeNumberUsedTwice {
+            address: addr.to_string(),
+        }),
+        MemberEvent::Rejoined(_) => tracing::info!("others had taken this node for dead"),
+        MemberEvent::Renewed(_) | MemberEvent::SeedIsSelf(_) => {}
+    }
+    cluster.nudge();
+}
+
+impl Agent {
+    /// Tells the tables of other nodes' endpoints. What is not up here is only remembered.
+    fn feed(&self, orders: &[Order]) {
+        if orders.is_empty() {
+            return;
+        }
+        // A network that comes up fills its tables from what is remembered: not between these two steps.
+        let _tables = self.tables();
+        let up: BTreeSet<String> = {
+            let mut live = self.live();
+            for order in orders {
+                match order {
+                    Order::Show(record, replaced) => {
+                        live.node
+                            .remote
+                            .show((**record).clone(), replaced.as_deref());
+                    }
+                    Order::Hide(record) => live.node.remote.hide(record),
+                }
+            }
+            live.up.keys().cloned().collect()
+        };
+        for order in orders {
+            match order {
+                Order::Show(record, replaced) if up.contains(&record.network) => {
+                    self.put_shown(record, replaced.as_deref());
+                }
+                Order::Hide(record) if up.contains(&record.network) => {
+                    self.plumbing().remove_record(record.vni, &record.endpoint);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn put_shown(&self, record: &EndpointRecord, replaced: Option<&EndpointRecord>) {
+        // Within a segment the tables replace it without a gap.
+        if let Some(old) = replaced.filter(|old| old.vni != record.vni) {
+            self.plumbing().remove_record(old.vni, &old.endpoint);
+        }
+        let key = format!("record {} of {}", record.endpoint, record.network);
+        match self.plumbing().put_remote(record) {
+            Ok(()) => self.well_again(&key),
+            Err(error) => self.trouble(&key, error.code.as_str(), &error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::record::Version;
+    use crate::wire::{Mac, Vni};
+
+    fn record(endpoint: &str, mac: u8) -> Record {
+        Arc::new(EndpointRecord {
+            network: "net".into(),
+            vni: Vni::FIRST_USER,
+            endpoint: endpoint.into(),
+            mac: Mac([2, 0x42, 0, 0, 0, mac]),
+            ips: vec![[10, 0, 1, mac].into()],
+            vtep: [192, 0, 2, 1].into(),
+            node: "n".into(),
+            name: endpoint.into(),
+            aliases: Vec::new(),
+            service: String::new(),
+            version: Version::default(),
+        })
+    }
+
+    fn upsert(owner: u64, record: &Record, replaced: Option<&Record>, suspended: bool) -> Event {
+        Event::Upsert {
+            owner: NodeId(owner),
+            record: Arc::clone(record),
+            replaced: replaced.cloned(),
+            suspended,
+        }
+    }
+
+    fn run(shown: &mut Shown, events: Vec<Event>) -> Vec<Order> {
+        let mut orders = Vec::new();
+        for event in events {
+            shown.take(event, &mut orders);
+        }
+        orders
+    }
+
+    fn show(record: &Record) -> Order {
+        Order::Show(Arc::clone(record), None)
+    }
+
+    fn hide(record: &Record) -> Order {
+        Order::Hide(Arc::clone(record))
+    }
+
+    #[test]
+    fn a_failed_nodes_records_go_and_come_back_with_it() {
+        let mut shown = Shown::default();
+        let (a, b) = (record("a", 1), record("b", 2));
+        let came = vec![upsert(1, &a, None, false), upsert(2, &b, None, false)];
+        assert_eq!(run(&mut shown, came), [show(&a), show(&b)]);
+        let failed = vec![Event::Suspend(NodeId(1))];
+        assert_eq!(run(&mut shown, failed), [hide(&a)]);
+        assert_eq!(shown.live().collect::<Vec<_>>(), [&b]);
+        // What changes meanwhile is noted and not shown.
+        let c = record("c", 3);
+        assert_eq!(run(&mut shown, vec![upsert(1, &c, None, true)]), []);
+        let back = vec![Event::Resume(NodeId(1))];
+        assert_eq!(run(&mut shown, back), [show(&a), show(&c)]);
+    }
+
+    #[test]
+    fn orders_keep_the_order_of_events() {
+        let mut shown = Shown::default();
+        let (old, new) = (record("a", 1), record("a", 2));
+        let removed = |record: &Record| Event::Remove {
+            owner: NodeId(1),
+            record: Arc::clone(record),
+        };
+        let events = vec![
+            upsert(1, &old, None, false),
+            upsert(1, &new, Some(&old), false),
+            removed(&new),
+            upsert(1, &old, None, false),
+            removed(&old),
+        ];
+        let expected = [
+            show(&old),
+            Order::Show(Arc::clone(&new), Some(Arc::clone(&old))),
+            hide(&new),
+            show(&old),
+            hide(&old),
+        ];
+        assert_eq!(run(&mut shown, events), expected);
+        assert_eq!(shown.live().count(), 0);
+    }
+}
