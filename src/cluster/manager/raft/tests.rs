@@ -513,6 +513,39 @@ async fn votes_and_entries_are_on_disk_before_they_count() {
     assert_eq!(vote.leader_id().voted_for(), Some(1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_on_an_old_copy_does_not_make_managers_differ() {
+    // It is back before it is missed.
+    let timing = Timing {
+        election_ms: (1000, 1500),
+        ..Timing::default()
+    };
+    let mut world = World::founded(timing, 3).await;
+    let leader = world.leader().await;
+    let copy = world.disks[&leader].bytes();
+    let knows = |manager: &Manager, name: &str| {
+        let catalog = view(manager).catalog;
+        let mut known = catalog.iter().flat_map(|c| c.networks.values());
+        known.any(|network| network.name == name)
+    };
+    let made = world.any().propose(proposal(create("missing"))).await;
+    made.unwrap().unwrap();
+    // All others have it: what only one of them has may be lost with the disk.
+    let managers = world.net.managers.lock().unwrap().clone();
+    for manager in managers.values() {
+        wait(|| knows(manager, "missing")).await;
+    }
+    world.kill(leader).await;
+    world.disks.insert(leader, Disk::of(copy));
+    let manager = world.up(leader).await;
+    let after = proposal(create("after"));
+    while manager.propose(after.clone()).await.is_err() {}
+    let managers = world.net.managers.lock().unwrap().clone();
+    for manager in managers.values() {
+        wait(|| knows(manager, "missing") && knows(manager, "after")).await;
+    }
+}
+
 /// Allocations by several nodes through leaders that die.
 struct Churn {
     net: Arc<Net>,
