@@ -157,7 +157,9 @@ fn a_moved_endpoint_is_reached_at_its_new_place() {
         return;
     }
     let guard = Guard::new();
-    let lab = guard.up(|options| options.managers = 1).unwrap();
+    let lab = guard
+        .up(|options| (options.nodes, options.managers) = (3, 1))
+        .unwrap();
     let rounds = if long() { 50 } else { 10 };
     let mut times = Vec::new();
     let mut from = pinger(&lab.workload("my-web.1").unwrap().netns.clone());
@@ -270,7 +272,9 @@ fn a_dead_leader_is_replaced_within_two_seconds() {
         return;
     }
     let guard = Guard::new();
-    let mut lab = guard.up(|options| options.managers = 3).unwrap();
+    let mut lab = guard
+        .up(|options| (options.nodes, options.managers) = (3, 3))
+        .unwrap();
     let rounds = if long() { 10 } else { 2 };
     let mut times = Vec::new();
     for round in 0..rounds {
@@ -402,7 +406,9 @@ fn a_paused_agent_is_taken_for_dead_and_lives_on() {
         return;
     }
     let guard = Guard::new();
-    let lab = guard.up(|options| options.managers = 1).unwrap();
+    let lab = guard
+        .up(|options| (options.nodes, options.managers) = (3, 1))
+        .unwrap();
     lab.kill_agent("n3", Signal::SIGSTOP).unwrap();
     let failed = |by: &str| {
         let peers = block_on(client(&lab, by).peers()).unwrap().peers;
@@ -436,7 +442,9 @@ fn gossip_on_the_underlay_shows_no_names_and_no_addresses() {
         return;
     }
     let guard = Guard::new();
-    let lab = guard.up(|options| options.managers = 1).unwrap();
+    let lab = guard
+        .up(|options| (options.nodes, options.managers) = (3, 1))
+        .unwrap();
     let path = lab.state().dir().join("gossip.pcapng");
     let binary = lab_support::weft();
     let capture = std::process::Command::new(&binary)

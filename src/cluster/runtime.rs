@@ -26,12 +26,13 @@ use tokio::time::{Instant, sleep_until};
 use self::counters::Counters;
 use super::directory::Directory;
 use super::gossip::{
-    self, Action, Conflict, Event, Gossip, PublishError, Scope, Sender, Shown, SigningKey, Watch,
+    self, Action, Authority, Conflict, Event, Gossip, PublishError, Scope, Sender, Shown,
+    SigningKey, Watch,
 };
 use super::member::{Identity, Liveness, MemberConfig, MemberEvent, Membership};
 use super::node::NodeId;
 use super::seal::{OpenError, Seal};
-use crate::tables::record::EndpointRecord;
+use crate::tables::record::{EndpointRecord, Version};
 
 pub mod counters;
 mod stream;
@@ -73,6 +74,7 @@ enum Order {
         oneshot::Sender<Result<(), PublishError>>,
     ),
     Withdraw(String, String),
+    AwaitTable(String, oneshot::Sender<()>),
     Report(oneshot::Sender<Report>),
     Stop {
         farewell: bool,
@@ -216,6 +218,14 @@ impl Runtime {
         self.order(Order::Withdraw(network, endpoint));
     }
 
+    /// Waits until every live node that takes part in a network has told what it has there, but no longer than `limit`.
+    /// Tells whether all have.
+    pub async fn await_table(&self, network: &str, limit: Duration) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.order(Order::AwaitTable(network.to_owned(), answer));
+        matches!(tokio::time::timeout(limit, answered).await, Ok(Ok(())))
+    }
+
     /// How it goes; nothing if it has ended.
     pub async fn report(&self) -> Option<Report> {
         let (answer, answered) = oneshot::channel();
@@ -257,6 +267,8 @@ struct Core {
     watch: Option<Watch>,
     members_news: VecDeque<MemberEvent>,
     early: VecDeque<(u64, Sender, Vec<u8>)>,
+    /// Who waits for a network's table.
+    waiting: Vec<(String, oneshot::Sender<()>)>,
     counters: Counters,
     /// Streams on their way out, in all.
     streams: Arc<AtomicUsize>,
@@ -286,6 +298,7 @@ impl Core {
             watch: None,
             members_news: VecDeque::new(),
             early: VecDeque::new(),
+            waiting: Vec::new(),
             counters: Counters::default(),
             streams: Arc::default(),
             config,
@@ -498,6 +511,30 @@ impl Core {
         });
     }
 
+    /// Tells those who wait for a table that is complete now. The news of it are on their way already.
+    fn tell_complete(&mut self) {
+        if self.waiting.is_empty() || self.has_news() {
+            return;
+        }
+        for (network, answer) in std::mem::take(&mut self.waiting) {
+            match self.is_complete(&network) {
+                // Whoever has stopped waiting does not hear it.
+                true => drop(answer.send(())),
+                false if answer.is_closed() => {}
+                false => self.waiting.push((network, answer)),
+            }
+        }
+    }
+
+    fn is_complete(&self, network: &str) -> bool {
+        let alive = |(_, liveness): &(Identity, Liveness)| *liveness == Liveness::Alive;
+        let mut others = self.told.iter().filter(|(_, told)| alive(told));
+        others.all(|(number, _)| {
+            !self.directory.takes_part(*number, network)
+                || self.gossip.version(network, *number) > Version::default()
+        })
+    }
+
     fn has_news(&self) -> bool {
         let behind = |watch: &Watch| self.gossip.is_behind(watch);
         !self.members_news.is_empty() || self.watch.as_ref().is_none_or(behind)
@@ -552,6 +589,7 @@ impl Core {
                 let _ = answer.send(self.gossip.publish(*record));
             }
             Order::Withdraw(network, endpoint) => self.gossip.withdraw(&network, &endpoint),
+            Order::AwaitTable(network, answer) => self.waiting.push((network, answer)),
             Order::Report(answer) => {
                 let _ = answer.send(self.report());
             }
@@ -587,6 +625,7 @@ async fn run(
     let mut going = true;
     while going {
         let wake = core.poll(&udp);
+        core.tell_complete();
         tokio::select! {
             received = udp.recv_from(&mut buffer) => {
                 let mut received = received;

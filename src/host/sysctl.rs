@@ -60,6 +60,53 @@ const KNOBS: &[Knob] = &[
     (Scope::BridgeWithV6, "ipv6/conf/{dev}/accept_dad", "0"),
     (Scope::BridgeWithV6, "ipv6/conf/{dev}/disable_ipv6", "0"),
     (Scope::BridgeWithoutV6, "ipv6/conf/{dev}/disable_ipv6", "1"),
+    // A neighbour that is not known yet is asked for again after a tenth of a second, not a whole one: an endpoint may be
+    // attached, and heard of, at that very moment. For three seconds in all, as usual.
+    (
+        Scope::WorkloadWithV6,
+        "ipv4/neigh/{dev}/retrans_time_ms",
+        "100",
+    ),
+    (
+        Scope::WorkloadWithV6,
+        "ipv4/neigh/{dev}/mcast_solicit",
+        "30",
+    ),
+    (
+        Scope::WorkloadWithV6,
+        "ipv4/neigh/{dev}/ucast_solicit",
+        "30",
+    ),
+    (
+        Scope::WorkloadWithV6,
+        "ipv6/neigh/{dev}/retrans_time_ms",
+        "100",
+    ),
+    (
+        Scope::WorkloadWithV6,
+        "ipv6/neigh/{dev}/mcast_solicit",
+        "30",
+    ),
+    (
+        Scope::WorkloadWithV6,
+        "ipv6/neigh/{dev}/ucast_solicit",
+        "30",
+    ),
+    (
+        Scope::WorkloadWithoutV6,
+        "ipv4/neigh/{dev}/retrans_time_ms",
+        "100",
+    ),
+    (
+        Scope::WorkloadWithoutV6,
+        "ipv4/neigh/{dev}/mcast_solicit",
+        "30",
+    ),
+    (
+        Scope::WorkloadWithoutV6,
+        "ipv4/neigh/{dev}/ucast_solicit",
+        "30",
+    ),
     // Addresses are assigned by us: nothing to detect, nothing to learn from routers.
     (Scope::WorkloadWithV6, "ipv6/conf/{dev}/accept_dad", "0"),
     (Scope::WorkloadWithV6, "ipv6/conf/{dev}/accept_ra", "0"),

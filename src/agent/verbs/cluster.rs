@@ -673,6 +673,7 @@ impl Agent {
         if !cluster.is_started() {
             waiting_for.push("no manager knows of this start of the agent yet".into());
         }
+        waiting_for.extend(missing_voters(cluster));
         if !report.settled {
             waiting_for
                 .push("no other node has confirmed the tables since they last changed".into());
@@ -726,6 +727,21 @@ fn liveness(liveness: Option<Liveness>) -> &'static str {
         Some(Liveness::Failed) => "failed",
         None => "unheard",
     }
+}
+
+/// Managers that do not vote yet, as far as this node can tell: a leader knows of all, another manager of itself.
+fn missing_voters(cluster: &Cluster) -> Vec<String> {
+    let replica = cluster.replica();
+    let manager = cluster.any_manager();
+    let is_leader = manager.as_ref().is_some_and(|m| m.leader().1);
+    let voters = manager.map(|m| m.voters()).unwrap_or_default();
+    let listed = replica.nodes.values();
+    let listed = listed.filter(|node| node.role == Role::Manager);
+    let concerned = listed.filter(|node| is_leader || node.id == cluster.me);
+    let missing = concerned.filter(|node| node.raft_id.is_none_or(|id| !voters.contains(&id)));
+    missing
+        .map(|node| format!("manager \"{}\" does not vote yet", node.name))
+        .collect()
 }
 
 fn leader_of(cluster: &Cluster) -> Option<Node> {

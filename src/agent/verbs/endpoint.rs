@@ -1,5 +1,7 @@
 //! Attach and detach workloads.
 
+use std::time::Duration;
+
 use crate::agent::api::{AttachRequest, EndpointView};
 use crate::agent::endpoint::{Choice, Endpoint, Taken, check_ifname, choose};
 use crate::agent::error::{ApiError, ErrorCode};
@@ -8,6 +10,9 @@ use crate::agent::handle::{Agent, Live};
 use crate::agent::network::{Network, check_name};
 use crate::agent::plumbing::{EndpointPlan, Workload};
 use crate::agent::{ident, reconcile, suggest};
+
+/// How long an attachment waits to hear what other nodes have on the network.
+const TABLE_LIMIT: Duration = Duration::from_millis(500);
 
 impl Agent {
     /// Gives a workload an interface on a network. A repeated request is answered with what exists.
@@ -94,6 +99,11 @@ impl Agent {
         if let Some(record) = endpoint.record(network, settings.vtep, &settings.node) {
             self.await_part(&cluster, &network.id).await;
             cluster.publish(record).await;
+            // The workload is to find what is there already with its first packet.
+            let complete = cluster.runtime.await_table(&network.id, TABLE_LIMIT).await;
+            if !complete {
+                tracing::info!(network = network.name, "the table is not complete yet");
+            }
         }
         cluster.nudge();
     }

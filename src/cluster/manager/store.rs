@@ -227,16 +227,18 @@ impl Store {
         }
     }
 
-    /// As [`Store::submit`]; waits.
+    /// As [`Store::submit`], at once; the future waits.
     ///
     /// # Errors
     /// When the disk fails.
-    pub async fn write(&self, edits: Vec<Edit>) -> Result<(), StoreError> {
+    pub fn write(&self, edits: Vec<Edit>) -> impl Future<Output = Result<(), StoreError>> + use<> {
         let (tell, told) = tokio::sync::oneshot::channel();
         let done = move |result| drop(tell.send(result));
         self.submit(edits, Box::new(done));
-        told.await
-            .unwrap_or_else(|_| Err(StoreError::io("write", "its writer has stopped")))
+        async {
+            told.await
+                .unwrap_or_else(|_| Err(StoreError::io("write", "its writer has stopped")))
+        }
     }
 }
 

@@ -105,6 +105,7 @@ async fn an_endpoint_is_known_everywhere_and_goes_everywhere() {
         node.runtime.join("net");
     }
     nodes[0].runtime.publish(record(1, 2)).await.unwrap();
+    assert!(nodes[2].runtime.await_table("net", PATIENCE).await);
     for node in &mut nodes {
         node.until("it comes", |n| n.shown.contains_key("e1-2"))
             .await;

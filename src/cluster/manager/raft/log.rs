@@ -55,6 +55,18 @@ impl LogStore {
         })
     }
 
+    /// Whoever led when it stopped does not go on leading, but stands for election like any other. openraft would
+    /// let it go on in its term: on a file that lacks the end of the log, such as a copy, it would then put
+    /// other entries in the places of those that it had sent before, and managers would differ without
+    /// noticing. In a new term the entries that it lacks win.
+    pub fn resign(&self, id: u64) {
+        let mut memory = self.memory();
+        let vote = memory.vote.as_mut();
+        if let Some(vote) = vote.filter(|vote| vote.leader_id().voted_for() == Some(id)) {
+            vote.committed = false;
+        }
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         // No code under this lock panics half-way through a change.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)

@@ -32,6 +32,8 @@ struct Shared {
     applied: Option<LogId<u64>>,
     membership: StoredMembership<u64, openraft::BasicNode>,
     snapshot: Option<(Meta, Vec<u8>)>,
+    /// The last snapshot that went to the store, perhaps not there yet.
+    submitted: Option<LogId<u64>>,
 }
 
 impl Machine {
@@ -48,6 +50,7 @@ impl Machine {
             let state = State::from_snapshot(&stored.1);
             let state = state.map_err(|e| StoreError::Damaged(e.to_string()))?;
             shared.restore(stored.0.clone(), state);
+            shared.submitted = stored.0.last_log_id;
             shared.snapshot = Some(stored);
         }
         let (revision, _) = watch::channel(shared.state.revision());
@@ -87,14 +90,25 @@ impl Machine {
         self.revision.send_replace(revision);
     }
 
+    /// Has a snapshot written, and remembers it: unless there is a newer one, as when a leader sends one while
+    /// one is built here. The log before the newer one is gone, so the older would be of no use.
     async fn keep(&self, meta: &Meta, bytes: &[u8]) -> Result<(), StorageError<u64>> {
         let failed = |e: AnyError| StorageIOError::write_snapshot(Some(meta.signature()), e);
         let value = postcard::to_stdvec(&(meta, bytes)).map_err(|e| failed(AnyError::new(&e)))?;
-        let written = self
-            .store
-            .write(vec![Edit::Put(Slot::Snapshot, value)])
-            .await;
-        written.map_err(|e| failed(AnyError::new(&e)))?;
+        let written = {
+            // Under the lock, so that they are written in the order in which they are checked.
+            let mut shared = self.shared();
+            if meta.last_log_id < shared.submitted {
+                return Ok(());
+            }
+            shared.submitted = meta.last_log_id;
+            self.store.write(vec![Edit::Put(Slot::Snapshot, value)])
+        };
+        written.await.map_err(|e| failed(AnyError::new(&e)))?;
+        let mut shared = self.shared();
+        if meta.last_log_id == shared.submitted {
+            shared.snapshot = Some((meta.clone(), bytes.to_vec()));
+        }
         Ok(())
     }
 }
@@ -186,7 +200,6 @@ impl RaftStateMachine<Types> for Machine {
         {
             let mut shared = self.shared();
             shared.restore(meta.clone(), state);
-            shared.snapshot = Some((meta.clone(), bytes));
         }
         self.announce();
         Ok(())
@@ -218,10 +231,38 @@ impl RaftSnapshotBuilder<Types> for Machine {
             (meta, shared.state.to_snapshot())
         };
         self.keep(&meta, &bytes).await?;
-        self.shared().snapshot = Some((meta.clone(), bytes.clone()));
         Ok(Snapshot {
             meta,
             snapshot: Box::new(Cursor::new(bytes)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::manager::store::tests::Disk;
+
+    fn meta(index: u64) -> Meta {
+        SnapshotMeta {
+            last_log_id: Some(LogId::new(openraft::CommittedLeaderId::new(1, 1), index)),
+            last_membership: StoredMembership::default(),
+            snapshot_id: index.to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_snapshot_never_replaces_a_newer_one() {
+        let disk = Disk::default();
+        let (store, loaded) = Store::open_inline(disk.clone()).unwrap();
+        let machine = Machine::new(store, &loaded).unwrap();
+        let bytes = State::default().to_snapshot();
+        for index in [7, 9, 8] {
+            machine.keep(&meta(index), &bytes).await.unwrap();
+        }
+        let kept = |machine: &Machine| machine.shared().snapshot.clone().unwrap().0;
+        assert_eq!(kept(&machine), meta(9));
+        let (store, loaded) = Store::open_inline(Disk::of(disk.bytes())).unwrap();
+        assert_eq!(kept(&Machine::new(store, &loaded).unwrap()), meta(9));
     }
 }

@@ -152,6 +152,7 @@ impl Manager {
         link: Arc<dyn Link>,
     ) -> Result<Arc<Manager>, StartError> {
         let log = LogStore::new(store.clone(), loaded)?;
+        log.resign(id);
         let machine = Machine::new(store, loaded)?;
         let config = timing
             .config()

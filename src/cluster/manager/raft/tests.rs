@@ -2,6 +2,7 @@
 //! messages go through memory, each as the bytes that would be on the wire.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::cluster::manager::command::{
     Actor, Authority, BlockRef, Command, InitCluster, NodeWish, Settings, TokenWish,
 };
 use crate::cluster::manager::ids::{Digest, Key, NodeId, RequestId, Role, SecretText, VerifyKey};
-use crate::cluster::manager::reply::{Refusal, Reply};
+use crate::cluster::manager::reply::{Granted, Outcome, Refusal, Reply};
 use crate::cluster::manager::rpc::{Call, Link, LinkError, Proposal, Request};
 use crate::cluster::manager::store::Store;
 use crate::cluster::manager::store::tests::Disk;
@@ -141,12 +142,18 @@ impl World {
 
     /// As `kill -9`: what is on disk at this moment is what is left.
     async fn kill(&mut self, id: u64) {
-        let manager = self.net.managers.lock().unwrap().remove(&address(id));
-        let left = self.disks[&id].bytes();
-        self.disks.insert(id, Disk::of(left));
-        if let Some(manager) = manager {
+        if let Some(manager) = self.cut(id) {
             manager.stop().await;
         }
+    }
+
+    /// The moment of a kill. The manager's tasks run on until it is stopped, and may reach others; but as its
+    /// disk takes nothing more, it acknowledges nothing that is not on what is left.
+    fn cut(&mut self, id: u64) -> Option<Arc<Manager>> {
+        let manager = self.net.managers.lock().unwrap().remove(&address(id));
+        let left = self.disks[&id].cut();
+        self.disks.insert(id, Disk::of(left));
+        manager
     }
 
     fn any(&self) -> Arc<Manager> {
@@ -513,19 +520,107 @@ async fn votes_and_entries_are_on_disk_before_they_count() {
     assert_eq!(vote.leader_id().voted_for(), Some(1));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_manager_acknowledges_nothing_more() {
+    let mut world = World::founded(hasty(), 3).await;
+    let leader = world.leader().await;
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    // With one away, the leader's own disk is half of the quorum.
+    world.kill(other).await;
+    let dead = world.cut(leader).unwrap();
+    let late = dead.propose(proposal(create("late"))).await;
+    assert!(late.is_err(), "{late:?}");
+    dead.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_restarts_on_an_old_copy_does_not_make_managers_differ() {
+    // It is back before it is missed.
+    let timing = Timing {
+        election_ms: (1000, 1500),
+        ..Timing::default()
+    };
+    let mut world = World::founded(timing, 3).await;
+    let leader = world.leader().await;
+    let copy = world.disks[&leader].bytes();
+    let knows = |manager: &Manager, name: &str| {
+        let catalog = view(manager).catalog;
+        let mut known = catalog.iter().flat_map(|c| c.networks.values());
+        known.any(|network| network.name == name)
+    };
+    let made = world.any().propose(proposal(create("missing"))).await;
+    made.unwrap().unwrap();
+    // All others have it: what only one of them has may be lost with the disk.
+    let managers = world.net.managers.lock().unwrap().clone();
+    for manager in managers.values() {
+        wait(|| knows(manager, "missing")).await;
+    }
+    world.kill(leader).await;
+    world.disks.insert(leader, Disk::of(copy));
+    let manager = world.up(leader).await;
+    let after = proposal(create("after"));
+    while manager.propose(after.clone()).await.is_err() {}
+    let managers = world.net.managers.lock().unwrap().clone();
+    for manager in managers.values() {
+        wait(|| knows(manager, "missing") && knows(manager, "after")).await;
+    }
+}
+
 /// Allocations by several nodes through leaders that die.
 struct Churn {
     net: Arc<Net>,
-    /// First address of a block to the node that was told it has it.
-    held: Mutex<BTreeMap<std::net::IpAddr, u64>>,
+    told: Mutex<Told>,
     allocations: AtomicU64,
     over: AtomicBool,
 }
 
+/// What nodes were told by managers.
+#[derive(Default)]
+struct Told {
+    /// First address of a block to the node that holds it.
+    held: BTreeMap<IpAddr, u64>,
+    /// The number of each lease there was.
+    fences: BTreeSet<u64>,
+    /// What happened, in order: to a block, or to a manager.
+    history: Vec<(Option<IpAddr>, String)>,
+}
+
+impl Told {
+    fn granted(&mut self, node: u64, request: RequestId, granted: &Granted) {
+        let (first, fence) = (granted.block.first, granted.fence);
+        let text = format!("leased to node {node} with number {fence} by {request}");
+        self.history.push((Some(first), text));
+        let before = self.held.insert(first, node);
+        let known = !self.fences.insert(fence);
+        let history = || self.history_of(first);
+        assert_eq!(before, None, "{first} has two holders\n{}", history());
+        assert!(
+            !known,
+            "{fence} was the number of another lease\n{}",
+            history()
+        );
+    }
+
+    fn given_back(&mut self, node: u64, request: RequestId, blocks: &[BlockRef]) {
+        for block in blocks {
+            let text = format!("given back by node {node} by {request}");
+            self.history.push((Some(block.first), text));
+            let holder = self.held.remove(&block.first);
+            assert_eq!(holder, Some(node), "{}", block.first);
+        }
+    }
+
+    fn history_of(&self, first: IpAddr) -> String {
+        let lines = self.history.iter().enumerate();
+        let lines = lines.filter(|(_, (of, _))| of.is_none_or(|of| of == first));
+        let lines: Vec<String> = lines.map(|(n, (_, text))| format!("{n}: {text}")).collect();
+        lines.join("\n")
+    }
+}
+
 impl Churn {
     /// Asks whoever is up until there is an outcome; the request stays the same.
-    async fn insist(&self, command: Command) -> crate::cluster::manager::reply::Outcome {
-        let proposal = proposal(command);
+    async fn insist(&self, proposal: Proposal) -> Outcome {
         loop {
             let managers: Vec<_> = self
                 .net
@@ -551,18 +646,18 @@ impl Churn {
         let id = NodeId::from_bits(node.into());
         let mut own: Vec<BlockRef> = Vec::new();
         while !self.over.load(Ordering::SeqCst) {
-            let lease = Command::LeaseBlocks {
+            let lease = proposal(Command::LeaseBlocks {
                 node: id,
                 epoch: 1,
                 network: network.clone(),
                 subnet: None,
                 count: 1,
-            };
+            });
+            let request = lease.request;
             match self.insist(lease).await.unwrap() {
                 Reply::Blocks(blocks) => {
                     for granted in blocks {
-                        let before = self.held.lock().unwrap().insert(granted.block.first, node);
-                        assert_eq!(before, None, "{} has two holders", granted.block.first);
+                        self.told.lock().unwrap().granted(node, request, &granted);
                         own.push(granted.block);
                         self.allocations.fetch_add(1, Ordering::SeqCst);
                     }
@@ -571,34 +666,31 @@ impl Churn {
             }
             if own.len() > 5 {
                 let blocks: Vec<BlockRef> = own.drain(..4).collect();
-                {
-                    let mut held = self.held.lock().unwrap();
-                    held.retain(|first, _| !blocks.iter().any(|block| block.first == *first));
-                }
-                let release = Command::ReleaseBlocks {
+                let release = proposal(Command::ReleaseBlocks {
                     node: id,
                     epoch: 1,
-                    blocks,
+                    blocks: blocks.clone(),
                     rested: true,
-                };
+                });
+                // Before it is asked for: another node may have them before this one hears of it.
+                self.told
+                    .lock()
+                    .unwrap()
+                    .given_back(node, release.request, &blocks);
                 self.insist(release).await.unwrap();
             }
         }
     }
 }
 
+/// Leaders that die unless `WEFT_KILLS` says how many.
+const KILLS: u64 = 10;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_address_is_given_twice_or_lost_while_leaders_die() {
-    // Known defect (docs/managers.md, "Open"): run on demand until it is found.
-    let Some(kills) = std::env::var("WEFT_KILLS")
-        .ok()
-        .and_then(|kills| kills.parse::<u64>().ok())
-    else {
-        use std::io::Write as _;
-        let text = "SKIP: leaders die while addresses are leased: a block got two holders once; WEFT_KILLS=100 runs it";
-        writeln!(std::io::stderr(), "{text}").unwrap();
-        return;
-    };
+    let kills = std::env::var("WEFT_KILLS").ok();
+    let kills = kills.and_then(|kills| kills.parse().ok());
+    let kills: u64 = kills.unwrap_or(KILLS);
     let allocations = kills * 100;
     let mut world = World::founded(hasty(), 3).await;
     let made = world
@@ -611,7 +703,7 @@ async fn no_address_is_given_twice_or_lost_while_leaders_die() {
     };
     let churn = Arc::new(Churn {
         net: world.net.clone(),
-        held: Mutex::default(),
+        told: Mutex::default(),
         allocations: AtomicU64::new(0),
         over: AtomicBool::new(false),
     });
@@ -631,9 +723,16 @@ async fn no_address_is_given_twice_or_lost_while_leaders_die() {
         }
         if killed < kills && done >= killed * allocations / kills {
             let leader = world.leader().await;
+            let note = |what| {
+                let text = format!("manager {leader} {what}");
+                churn.told.lock().unwrap().history.push((None, text));
+            };
+            note("is killed");
             world.kill(leader).await;
+            note("is dead");
             world.leader().await;
             world.up(leader).await;
+            note("is back");
             killed += 1;
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -648,7 +747,7 @@ async fn no_address_is_given_twice_or_lost_while_leaders_die() {
         begun.elapsed()
     );
     // Every manager holds exactly what the nodes were told.
-    let held = churn.held.lock().unwrap().clone();
+    let held = churn.told.lock().unwrap().held.clone();
     let managers: Vec<_> = world
         .net
         .managers

@@ -53,9 +53,16 @@ impl Disk {
         disk
     }
 
-    /// What is on it now: what a kill of the process leaves.
+    /// What is on it now.
     pub fn bytes(&self) -> Vec<u8> {
         self.inner.lock().unwrap().bytes.clone()
+    }
+
+    /// As [`Disk::bytes`], and the kill itself: whoever still runs writes nothing more.
+    pub fn cut(&self) -> Vec<u8> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.budget = Some(0);
+        inner.bytes.clone()
     }
 
     fn history_len(&self) -> usize {
