@@ -480,3 +480,67 @@ fn gossip_on_the_underlay_shows_no_names_and_no_addresses() {
         );
     }
 }
+
+#[test]
+fn a_starved_machine_makes_no_node_fail() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let (nodes, length) = match long() {
+        true => (16, Duration::from_secs(600)),
+        false => (4, Duration::from_secs(12)),
+    };
+    let lab = guard
+        .up(|options| (options.nodes, options.managers) = (nodes, 3))
+        .unwrap();
+    // Each in a session of its own, so that the scheduler's groups give each as much as a whole agent.
+    let burner = || {
+        let mut command = std::process::Command::new("setsid");
+        command.args(["sh", "-c", "while :; do :; done"]);
+        Burner(command.spawn().unwrap())
+    };
+    let burners: Vec<Burner> = (0..32).map(|_| burner()).collect();
+    std::thread::sleep(length);
+    drop(burners);
+    let mut failures = Vec::new();
+    for node in &lab.plan().nodes {
+        let events = block_on(client(&lab, &node.name).events(0)).unwrap().events;
+        let failed = events
+            .into_iter()
+            .filter(|entry| matches!(entry.event, weft::agent::events::Event::NodeFailed { .. }));
+        failures.extend(failed.map(|entry| (node.name.clone(), entry.event)));
+    }
+    note(&format!(
+        "{nodes} nodes beside 32 busy programs for {} s: {} false alarms",
+        length.as_secs(),
+        failures.len()
+    ));
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(silent_pairs(&lab), []);
+}
+
+/// A busy program, ended with the test however it ends.
+struct Burner(std::process::Child);
+
+impl Drop for Burner {
+    fn drop(&mut self) {
+        let _gone_is_fine = self.0.kill();
+        let _gone_is_fine = self.0.wait();
+    }
+}
+
+#[test]
+fn an_underlay_of_ipv6_carries_a_cluster_too() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let lab = guard
+        .up(|options| {
+            (options.nodes, options.managers) = (3, 3);
+            options.ipv6_underlay = true;
+        })
+        .unwrap();
+    eventually("all pings pass", PATIENCE, || silent_pairs(&lab).is_empty());
+}

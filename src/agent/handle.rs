@@ -445,8 +445,14 @@ impl Agent {
         network: &Network,
         remote: &RemoteTable,
     ) -> Result<(), ApiError> {
-        // Those that records name are members by these records.
-        let vteps = remote.members(&network.id);
+        // In a cluster those that records name are members by these records, and no longer than they last.
+        let vteps: Vec<_> = match self.cluster() {
+            Some(_) => remote.members(&network.id),
+            None => {
+                let all = remote.vteps(&network.id).into_iter();
+                all.map(|entry| entry.vtep).collect()
+            }
+        };
         network
             .segments
             .iter()

@@ -98,6 +98,7 @@ impl Drop for RemoveOnDrop<'_> {
 fn options(args: &DemoArgs) -> LabOptions {
     LabOptions {
         name: args.name.clone(),
+        managers: 3,
         binary: args.weft_binary.clone(),
         ..LabOptions::default()
     }
@@ -105,6 +106,7 @@ fn options(args: &DemoArgs) -> LabOptions {
 
 fn tour(lab: &Lab, args: &DemoArgs, steps: &Steps) -> Result<(), LabError> {
     println!("{}", lab_table(lab));
+    show_cluster(lab)?;
     show_networks(lab)?;
     steps.interrupt().check()?;
     ping_everyone(lab, steps)?;
@@ -116,6 +118,15 @@ fn tour(lab: &Lab, args: &DemoArgs, steps: &Steps) -> Result<(), LabError> {
 
 fn headline(text: &str) {
     println!("\n== {text}");
+}
+
+/// Who is in the cluster, and who has which addresses.
+fn show_cluster(lab: &Lab) -> Result<(), LabError> {
+    headline("the cluster: three managers, which also run workloads");
+    print!("{}", weft(lab, &["node", "ls"])?);
+    print!("{}", weft(lab, &["ipam", "ls"])?);
+    print!("{}", weft(lab, &["status"])?);
+    Ok(())
 }
 
 /// What `network ls` and `network inspect` say on the first node.

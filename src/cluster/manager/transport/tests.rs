@@ -371,7 +371,10 @@ async fn a_token_that_is_not_good_lets_nobody_in() {
     tokio::time::sleep(Duration::from_millis(5)).await;
     let expired = cluster.refusal(&fresh).await;
     assert!(expired.message.contains("expired"), "{expired}");
-    assert!(expired.next.contains("weft token ls"), "{expired:?}");
+    assert!(
+        expired.next.contains("weft token create worker"),
+        "{expired:?}"
+    );
     // Of another cluster: this manager's CA is not the one that it pins.
     let other = JoinToken::new(Digest::from_bytes([3; 32]), 11);
     let error = cluster
