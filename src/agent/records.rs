@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ use crate::wire::{Mac, Vni};
 #[serde(deny_unknown_fields)]
 pub struct RemoteTable {
     #[serde(with = "as_list")]
-    records: BTreeMap<(Vni, Mac), EndpointRecord>,
+    records: BTreeMap<(Vni, Mac), Arc<EndpointRecord>>,
     /// Versions of removals that carried one, so that a late update cannot bring the record back.
     #[serde(default, with = "as_pairs")]
     removed: BTreeMap<(Vni, Mac), Version>,
@@ -27,7 +28,7 @@ pub struct RemoteTable {
 impl RemoteTable {
     /// Every record, by VNI and MAC.
     pub fn records(&self) -> impl Iterator<Item = &EndpointRecord> {
-        self.records.values()
+        self.records.values().map(|record| &**record)
     }
 
     /// The records of one network.
@@ -38,7 +39,7 @@ impl RemoteTable {
 
     /// One record.
     pub fn record(&self, vni: Vni, mac: Mac) -> Option<&EndpointRecord> {
-        self.records.get(&(vni, mac))
+        self.records.get(&(vni, mac)).map(|record| &**record)
     }
 
     /// The version that makes an unversioned update the newest.
@@ -67,7 +68,7 @@ impl RemoteTable {
             note,
         };
         if let Some(known) = self.records.get(&key) {
-            if *known == record {
+            if **known == record {
                 return outcome(known.version, false, "unchanged".into());
             }
             if known.version >= record.version {
@@ -85,7 +86,7 @@ impl RemoteTable {
         }
         let version = record.version;
         self.removed.remove(&key);
-        self.records.insert(key, record);
+        self.records.insert(key, Arc::new(record));
         outcome(version, true, String::new())
     }
 
@@ -104,12 +105,12 @@ impl RemoteTable {
         self.removed.insert(key, at.max(last));
         self.records
             .remove(&key)
-            .map_or(Removal::Unknown, |record| Removal::Done(Box::new(record)))
+            .map_or(Removal::Unknown, Removal::Done)
     }
 
     /// Takes a record in whatever is known: gossip has ordered it already. `replaced` is what it said of the
     /// endpoint before.
-    pub fn show(&mut self, record: EndpointRecord, replaced: Option<&EndpointRecord>) {
+    pub fn show(&mut self, record: Arc<EndpointRecord>, replaced: Option<&EndpointRecord>) {
         if let Some(old) = replaced {
             self.hide(old);
         }
@@ -210,7 +211,7 @@ impl RemoteTable {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// The record is gone.
-    Done(Box<EndpointRecord>),
+    Done(Arc<EndpointRecord>),
     /// There was none.
     Unknown,
     /// The record is newer than the removal.
@@ -226,19 +227,19 @@ pub fn in_words(version: Version) -> String {
 mod as_list {
     use serde::{Deserialize, Deserializer, Serializer};
 
-    use super::{BTreeMap, EndpointRecord, Mac, Vni};
+    use super::{Arc, BTreeMap, EndpointRecord, Mac, Vni};
 
-    type Records = BTreeMap<(Vni, Mac), EndpointRecord>;
+    type Records = BTreeMap<(Vni, Mac), Arc<EndpointRecord>>;
 
     pub fn serialize<S: Serializer>(records: &Records, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(records.values())
+        s.collect_seq(records.values().map(|record| &**record))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Records, D::Error> {
         let list = Vec::<EndpointRecord>::deserialize(d)?;
         Ok(list
             .into_iter()
-            .map(|record| ((record.vni, record.mac), record))
+            .map(|record| ((record.vni, record.mac), Arc::new(record)))
             .collect())
     }
 }

@@ -68,7 +68,10 @@ pub enum Applied {
 }
 
 /// One claim on a MAC or IP, ordered so that the winner comes first.
-type Rank = (Reverse<Version>, String);
+type Rank = (Reverse<Version>, Arc<str>);
+
+/// Those who claim one MAC or IP, the winner first. Nearly always one, so a list that is no longer than it must be.
+type Claims = Vec<Rank>;
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -85,8 +88,8 @@ struct SegmentState {
     records_by_vtep: HashMap<u32, usize>,
     /// By endpoint id.
     entries: BTreeMap<String, Entry>,
-    mac_claims: HashMap<Mac, BTreeMap<Rank, ()>>,
-    ip_claims: HashMap<IpAddr, BTreeMap<Rank, ()>>,
+    mac_claims: HashMap<Mac, Claims>,
+    ip_claims: HashMap<IpAddr, Claims>,
 }
 
 /// The one writer.
@@ -254,18 +257,10 @@ impl TableWriter {
             Some(self.vtep_index(record.vtep))
         };
         let state = self.segments.get_mut(&record.vni).expect("looked up above");
-        let rank = (Reverse(record.version), record.endpoint.clone());
-        state
-            .mac_claims
-            .entry(record.mac)
-            .or_default()
-            .insert(rank.clone(), ());
+        let rank: Rank = (Reverse(record.version), record.endpoint.as_str().into());
+        claim(state.mac_claims.entry(record.mac).or_default(), &rank);
         for ip in &record.ips {
-            state
-                .ip_claims
-                .entry(*ip)
-                .or_default()
-                .insert(rank.clone(), ());
+            claim(state.ip_claims.entry(*ip).or_default(), &rank);
         }
         state.entries.insert(
             record.endpoint.clone(),
@@ -299,7 +294,7 @@ impl TableWriter {
         let Some(state) = self.segments.get_mut(&record.vni) else {
             return false;
         };
-        let rank = (Reverse(record.version), record.endpoint.clone());
+        let rank: Rank = (Reverse(record.version), record.endpoint.as_str().into());
         let heir = successor.filter(|heir| heir.version == record.version);
         if heir.is_none_or(|heir| heir.mac != record.mac) {
             release(&mut state.mac_claims, &record.mac, &rank);
@@ -510,9 +505,9 @@ impl TableWriter {
 }
 
 impl SegmentState {
-    fn winner(&self, claims: Option<&BTreeMap<Rank, ()>>) -> Option<&Entry> {
-        let ((_, endpoint), ()) = claims?.first_key_value()?;
-        self.entries.get(endpoint)
+    fn winner(&self, claims: Option<&Claims>) -> Option<&Entry> {
+        let (_, endpoint) = claims?.first()?;
+        self.entries.get(&**endpoint)
     }
 
     fn to_segment(&self, siblings: Vec<SegmentIndex>) -> Segment {
@@ -563,13 +558,18 @@ fn check(record: &EndpointRecord, config: &SegmentConfig) -> Result<(), TableErr
     Ok(())
 }
 
-fn release<K: std::hash::Hash + Eq + Copy>(
-    claims: &mut HashMap<K, BTreeMap<Rank, ()>>,
-    key: &K,
-    rank: &Rank,
-) {
+fn claim(claims: &mut Claims, rank: &Rank) {
+    if let Err(place) = claims.binary_search(rank) {
+        claims.reserve_exact(1);
+        claims.insert(place, rank.clone());
+    }
+}
+
+fn release<K: std::hash::Hash + Eq + Copy>(claims: &mut HashMap<K, Claims>, key: &K, rank: &Rank) {
     if let Some(ranks) = claims.get_mut(key) {
-        ranks.remove(rank);
+        if let Ok(place) = ranks.binary_search(rank) {
+            ranks.remove(place);
+        }
         if ranks.is_empty() {
             claims.remove(key);
         }

@@ -296,7 +296,7 @@ impl Agent {
                     Order::Show(record, replaced) => {
                         live.node
                             .remote
-                            .show((**record).clone(), replaced.as_deref());
+                            .show(Arc::clone(record), replaced.as_deref());
                     }
                     Order::Hide(record) => live.node.remote.hide(record),
                 }
