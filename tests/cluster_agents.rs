@@ -11,9 +11,21 @@ use weft::agent::api::{
     InitReply, InitRequest, IpamConfigRequest, JoinClusterRequest, JoinReply, LeaveRequest,
     NodeAction, NodeStatus, Role, TokenRequest,
 };
+use weft::agent::cluster::files::ClusterFiles;
 use weft::agent::plumbing::fake::FakePlumbing;
+use weft::cluster::directory::Directory;
+use weft::cluster::manager::command::{Actor, Command};
+use weft::cluster::manager::ids::RequestId;
+use weft::cluster::manager::reply::Reply;
+use weft::cluster::manager::rpc::{Answer, Link, Proposal, Request};
+use weft::cluster::manager::transport::TlsLink;
+use weft::cluster::manager::watch::Replica;
+use weft::cluster::member::MemberConfig;
+use weft::cluster::node::NodeId as NodeNumber;
+use weft::cluster::runtime::{Config as RuntimeConfig, Runtime};
 use weft::frontend::client::Client;
 use weft::frontend::daemon::{Server, start};
+use weft::tables::record::{EndpointRecord, Version};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -780,5 +792,161 @@ async fn keys_are_rotated_under_way() {
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         nodes[0].until_names(&expected).await;
     }
+    stop(&mut nodes).await;
+}
+
+/// With a copy of a worker's disk somebody can do what that worker may, and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stolen_worker_gets_nothing_of_others() {
+    let (mut nodes, _) = cluster(26, 3, 1).await;
+    nodes[0].create("shared", "10.0.1.0/24").await;
+    let private = nodes[0].create("private", "10.0.2.0/24").await;
+    let shared = nodes[0].client().network("shared").await.unwrap().id;
+    nodes[0].attach("private", "a").await.unwrap();
+    nodes[0].attach("shared", "s").await.unwrap();
+    nodes[1].until_network("private").await;
+    nodes[1].attach("private", "b").await.unwrap();
+    nodes[2].until_network("shared").await;
+    nodes[2].attach("shared", "c").await.unwrap();
+    nodes[0].until_names(&["a", "b", "c", "s"]).await;
+
+    let stolen = ClusterFiles::of(&nodes[2].dir.path().join("state"));
+    let enrolment = stolen.enrolment().unwrap().unwrap();
+    let link = TlsLink::new(&enrolment.credentials()).unwrap();
+    let ask = |request| link.call("127.26.0.1:7377", request, PATIENCE);
+
+    // What it is told has the keys of its own networks only, and neither the CA's key nor a token.
+    let replica = match ask(Request::Watch {
+        after: 0,
+        wait_ms: 0,
+    })
+    .await
+    .unwrap()
+    {
+        Answer::Update(update) => {
+            let text = serde_json::to_string(&update).unwrap();
+            assert!(!text.contains("PRIVATE KEY"));
+            let mut replica = Replica::default();
+            replica.take(update);
+            replica
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(replica.network_keys.contains_key(&shared));
+    assert!(!replica.network_keys.contains_key(&private));
+
+    // It cannot speak for others, nor take what is theirs, nor change nodes.
+    let victim = replica
+        .nodes
+        .values()
+        .find(|node| node.name == "n2")
+        .unwrap()
+        .clone();
+    let address = |name: &str| {
+        let list = nodes[1].client();
+        let name = name.to_owned();
+        async move {
+            let list = list.endpoints().await.unwrap().endpoints;
+            list.into_iter().find(|e| e.name == name).unwrap().ips[0].ip()
+        }
+    };
+    let taken = address("b").await;
+    let propose = |command| {
+        let proposal = Proposal {
+            request: RequestId::from_bits(rand::random()),
+            actor: Actor::Leader,
+            command,
+        };
+        ask(Request::Propose(proposal))
+    };
+    let lease = Command::LeaseBlocks {
+        node: victim.id,
+        epoch: victim.epoch,
+        network: private.clone(),
+        subnet: None,
+        count: 1,
+    };
+    let release = Command::ReleaseAddresses {
+        node: victim.id,
+        epoch: victim.epoch,
+        network: private.clone(),
+        addresses: [taken].into(),
+    };
+    let down = Command::NodeStatus {
+        node: victim.id,
+        epoch: victim.epoch,
+        status: NodeStatus::Down,
+    };
+    for command in [
+        lease,
+        release,
+        down,
+        Command::NodePromote(enrolment.node),
+        Command::Tick,
+    ] {
+        match propose(command.clone()).await.unwrap() {
+            Answer::Refused(error) => {
+                assert_eq!(
+                    error.code,
+                    ErrorCode::PermissionDenied,
+                    "{command:?}: {error}"
+                );
+            }
+            other => panic!("{command:?}: {other:?}"),
+        }
+    }
+    let claim = Command::ClaimAddress {
+        node: enrolment.node,
+        epoch: replica.nodes[&enrolment.node].epoch,
+        network: private.clone(),
+        address: taken,
+    };
+    match propose(claim).await.unwrap() {
+        // Held in another's block: that node is asked, and does not give up what is in use.
+        Answer::Outcome(Ok(Reply::Wanted { .. }) | Err(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    // Gossip under its own number, for an address of another: signed and sealed as it should be, and not shown.
+    nodes[2].stop().await;
+    let directory = Arc::new(Directory::new(Arc::new(replica)));
+    let config = RuntimeConfig {
+        node: NodeNumber(enrolment.number),
+        epoch: 50,
+        addr: "127.26.0.3:7378".parse().unwrap(),
+        signing_seed: *enrolment.signing_seed.bytes(),
+        seed: 1,
+        member: MemberConfig::default(),
+    };
+    let (runtime, _news) = Runtime::start(config, directory).await.unwrap();
+    runtime.join(&shared);
+    let theirs = {
+        let list = nodes[0].client().endpoints().await.unwrap().endpoints;
+        list.into_iter().find(|e| e.name == "s").unwrap()
+    };
+    let mut record = EndpointRecord {
+        network: shared.clone(),
+        vni: theirs.vni,
+        endpoint: "evil".into(),
+        mac: "02:42:0a:00:01:63".parse().unwrap(),
+        ips: vec![theirs.ips[0].ip()],
+        vtep: "127.26.0.3".parse().unwrap(),
+        node: String::new(),
+        name: "evil".into(),
+        aliases: Vec::new(),
+        service: String::new(),
+        version: Version::default(),
+    };
+    runtime.publish(record.clone()).await.unwrap();
+    record.endpoint = "evil2".into();
+    record.vtep = "127.26.0.1".parse().unwrap();
+    runtime.publish(record).await.unwrap();
+    let end = Instant::now() + PATIENCE;
+    while nodes[0].cluster().await.unwrap().counters["records_unauthorised"] < 2 {
+        assert!(Instant::now() < end, "{:?}", nodes[0].cluster().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(nodes[0].names().await.iter().all(|name| name != "evil"));
+    assert!(nodes[0].names().await.contains(&"s".to_owned()));
+    drop(runtime);
     stop(&mut nodes).await;
 }
