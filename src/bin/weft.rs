@@ -7,7 +7,7 @@ use weft::{bench, frontend, lab};
 
 #[derive(Subcommand)]
 enum Instruments {
-    Lab(lab::cli::LabArgs),
+    Lab(Box<lab::cli::LabArgs>),
     Bench(Box<bench::cli::BenchArgs>),
 }
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     }
     frontend::cli::main(std::env::args_os(), |instrument| {
         let done = match instrument {
-            Instruments::Lab(args) => lab::cli::run(args),
+            Instruments::Lab(args) => lab::cli::run(*args),
             Instruments::Bench(args) => bench::cli::run(*args),
         };
         done.unwrap_or_else(|error| {
