@@ -12,6 +12,7 @@ use weft::agent::api::{
     NodeAction, NodeStatus, Role, TokenRequest,
 };
 use weft::agent::cluster::files::ClusterFiles;
+use weft::agent::events::Event;
 use weft::agent::plumbing::fake::FakePlumbing;
 use weft::cluster::directory::Directory;
 use weft::cluster::manager::command::{Actor, Command};
@@ -792,6 +793,44 @@ async fn keys_are_rotated_under_way() {
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         nodes[0].until_names(&expected).await;
     }
+    stop(&mut nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_that_drift_are_repaired() {
+    let (mut nodes, _) = cluster(27, 2, 1).await;
+    nodes[0].create("web", "10.0.1.0/24").await;
+    nodes[0].attach("web", "a").await.unwrap();
+    nodes[1].until_network("web").await;
+    nodes[1].attach("web", "b").await.unwrap();
+    nodes[0].until_names(&["a", "b"]).await;
+    let key = {
+        let mut world = nodes[0].plumbing.world();
+        let (key, record) = world.remote.pop_first().unwrap();
+        let mut stray = record;
+        stray.endpoint = "stray".into();
+        stray.mac = "02:42:0a:00:01:63".parse().unwrap();
+        world.remote.insert((stray.vni, stray.mac), stray);
+        key
+    };
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let remote = nodes[0].plumbing.world().remote.clone();
+        if remote.len() == 1 && remote.contains_key(&key) {
+            break;
+        }
+        assert!(Instant::now() < end, "{remote:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let events = nodes[0].client().events(0).await.unwrap().events;
+    let repaired = Event::TablesRepaired {
+        added: 1,
+        removed: 1,
+    };
+    assert!(
+        events.iter().any(|entry| entry.event == repaired),
+        "{events:?}"
+    );
     stop(&mut nodes).await;
 }
 

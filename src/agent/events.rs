@@ -104,6 +104,10 @@ pub enum Event {
         network: String,
         address: String,
     },
+    TablesRepaired {
+        added: usize,
+        removed: usize,
+    },
     Swept {
         object: String,
     },
@@ -126,6 +130,7 @@ impl Event {
                 | Event::NodeNumberUsedTwice { .. }
                 | Event::EpochUsed { .. }
                 | Event::AddressConflict { .. }
+                | Event::TablesRepaired { .. }
                 | Event::StateRecovered { .. }
                 | Event::RepairFailed { .. }
         )

@@ -262,6 +262,9 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
     /// Takes an endpoint out of the tables.
     fn remove_record(&self, vni: Vni, endpoint: &str);
 
+    /// The endpoints that the tables have of a segment, each with whether it is one of this node.
+    fn table(&self, vni: Vni) -> Vec<(String, bool)>;
+
     /// Sets the remote VTEPs of a segment that is up.
     fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()>;
 

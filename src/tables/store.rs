@@ -317,6 +317,15 @@ impl TableWriter {
         false
     }
 
+    /// The endpoints of a segment, each with whether it is one of this node; nothing if there is no such segment.
+    pub fn endpoints(&self, vni: Vni) -> Vec<(String, bool)> {
+        let entries = self.segments.get(&vni).map(|state| state.entries.iter());
+        let entries = entries.into_iter().flatten();
+        entries
+            .map(|(endpoint, entry)| (endpoint.clone(), entry.local))
+            .collect()
+    }
+
     /// Removes the record of an endpoint; another claimant of its MAC or IPs takes over.
     pub fn remove(&mut self, vni: Vni, endpoint: &str) -> Option<EndpointRecord> {
         let state = self.segments.get_mut(&vni)?;

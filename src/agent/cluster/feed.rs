@@ -1,5 +1,6 @@
 //! What gossip says, brought into the tables: records of live nodes, and nothing of the others.
 //!
+//! At every comparison of state and kernel, the tables are compared with gossip's as well, and what drifted is repaired.
 //! After a restart the tables begin with what the state file knew, so that traffic goes on at once. What gossip
 //! does not confirm is taken out once others have agreed with this node.
 
@@ -104,6 +105,8 @@ pub(super) async fn run(agent: Agent, cluster: Arc<Cluster>, mut news: mpsc::Rec
     let mut confirmed = false;
     let begun = Instant::now();
     let mut look = interval_at(begun + LOOK_EVERY, LOOK_EVERY);
+    let compare_every = agent.settings().reconcile_interval;
+    let mut compare = interval_at(begun + compare_every, compare_every);
     loop {
         tokio::select! {
             () = ended(&mut quit) => return,
@@ -111,6 +114,8 @@ pub(super) async fn run(agent: Agent, cluster: Arc<Cluster>, mut news: mpsc::Rec
                 Some(some) => take(&agent, &cluster, &mut shown, some),
                 None => return,
             },
+            // News that wait to be taken in are no drift.
+            _ = compare.tick(), if news.is_empty() => repair(&agent, &shown, confirmed),
             _ = look.tick(), if !confirmed => {
                 confirmed = others_agree(&cluster, begun).await;
                 if confirmed {
@@ -200,6 +205,33 @@ fn forget_unconfirmed(agent: &Agent, shown: &Shown) {
         );
         agent.feed(&stale);
     }
+}
+
+/// Compares what gossip shows with what the node remembers, and that with the tables.
+fn repair(agent: &Agent, shown: &Shown, confirmed: bool) {
+    let missing: Vec<Order> = {
+        let live = agent.live();
+        let remote = &live.node.remote;
+        let known = |r: &&Record| {
+            remote
+                .record(r.vni, r.mac)
+                .is_some_and(|known| *known == ***r)
+        };
+        let missing = shown.live().filter(|record| !known(record));
+        missing.cloned().map(|r| Order::Show(r, None)).collect()
+    };
+    if !missing.is_empty() {
+        tracing::warn!(
+            count = missing.len(),
+            "records of live nodes were not remembered"
+        );
+        agent.feed(&missing);
+    }
+    // Before, what the state file knew is not to be touched.
+    if confirmed {
+        forget_unconfirmed(agent, shown);
+    }
+    agent.repair_tables();
 }
 
 /// Tells people what they should know.
@@ -313,6 +345,48 @@ impl Agent {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Makes the tables of networks that are up agree with what is remembered.
+    fn repair_tables(&self) {
+        let _tables = self.tables();
+        let (mut missing, mut strays) = (Vec::new(), Vec::new());
+        {
+            let live = self.live();
+            for id in live.up.keys() {
+                let Some(network) = live.node.catalog.networks.get(id) else {
+                    continue;
+                };
+                for segment in &network.segments {
+                    let in_tables = self.plumbing().table(segment.vni);
+                    let remote = live.node.remote.of_network(id);
+                    let remote = remote.filter(|record| record.vni == segment.vni);
+                    let expected: BTreeMap<&str, &EndpointRecord> = remote
+                        .map(|record| (record.endpoint.as_str(), record))
+                        .collect();
+                    let found: BTreeSet<&str> =
+                        in_tables.iter().map(|(id, _)| id.as_str()).collect();
+                    let absent = expected.iter().filter(|(id, _)| !found.contains(*id));
+                    missing.extend(absent.map(|(_, record)| (*record).clone()));
+                    let foreign = in_tables
+                        .iter()
+                        .filter(|(id, local)| !local && !expected.contains_key(id.as_str()));
+                    strays.extend(foreign.map(|(id, _)| (segment.vni, id.clone())));
+                }
+            }
+        }
+        for (vni, endpoint) in &strays {
+            self.plumbing().remove_record(*vni, endpoint);
+        }
+        for record in &missing {
+            self.put_shown(record, None);
+        }
+        if !missing.is_empty() || !strays.is_empty() {
+            self.emit(Fact::TablesRepaired {
+                added: missing.len(),
+                removed: strays.len(),
+            });
         }
     }
 

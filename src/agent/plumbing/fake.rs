@@ -358,6 +358,16 @@ impl Plumbing for FakePlumbing {
         world.remote.retain(|_, record| other(record));
     }
 
+    fn table(&self, vni: Vni) -> Vec<(String, bool)> {
+        let world = self.world();
+        let of = |map: &BTreeMap<(Vni, Mac), EndpointRecord>, local| {
+            let records = map.values().filter(|record| record.vni == vni);
+            let ids = records.map(|record| (record.endpoint.clone(), local));
+            ids.collect::<Vec<_>>()
+        };
+        [of(&world.local, true), of(&world.remote, false)].concat()
+    }
+
     fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()> {
         self.verb("set_vteps")?.vteps.insert(vni, vteps.to_vec());
         Ok(())

@@ -641,6 +641,10 @@ impl Plumbing for LinuxPlumbing {
         self.shared.tables().remove(vni, endpoint);
     }
 
+    fn table(&self, vni: Vni) -> Vec<(String, bool)> {
+        self.shared.tables().endpoints(vni)
+    }
+
     fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()> {
         self.shared
             .tables()

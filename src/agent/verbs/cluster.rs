@@ -363,6 +363,9 @@ impl Agent {
         };
         let _alone = self.lock_everything().await;
         let report = self.take_down_alone().await;
+        if !report.failures.is_empty() {
+            tracing::warn!(left = ?report.failures, "not everything was removed from the kernel");
+        }
         // Last words go out while there is somebody to say them.
         self.inner.cluster.store(None);
         cluster.stop(true).await;
@@ -383,7 +386,7 @@ impl Agent {
         });
         Ok(LeaveReply {
             cluster: id,
-            endpoints: report.endpoints,
+            endpoints,
             warning,
         })
     }

@@ -31,6 +31,10 @@ pub enum NetworkCommand {
     /// Remove networks
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
+    /// Put a workload on a network: weft attach, under Docker's name
+    Connect(super::endpoint::AttachArgs),
+    /// Take a workload off a network: weft detach, under Docker's name
+    Disconnect(super::endpoint::DetachArgs),
     /// List and change the nodes that take part in a network
     Vteps(VtepsArgs),
     /// Remove every network that nobody uses
@@ -193,6 +197,8 @@ pub fn run(command: NetworkCommand, context: &Context) -> Done {
         NetworkCommand::Ls(args) => ls(&args, context),
         NetworkCommand::Inspect(args) => inspect(&args, context),
         NetworkCommand::Rm(args) => rm(&args, context),
+        NetworkCommand::Connect(args) => super::endpoint::attach(args, context),
+        NetworkCommand::Disconnect(args) => super::endpoint::detach(&args, context),
         NetworkCommand::Vteps(args) => vteps(args, context),
         NetworkCommand::Prune(args) => prune(&args, context),
     }
