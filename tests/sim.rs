@@ -12,6 +12,8 @@ mod chaos;
 mod detector;
 #[path = "sim/figures.rs"]
 mod figures;
+#[path = "sim/membership.rs"]
+mod membership;
 #[path = "sim/named.rs"]
 mod named;
 #[path = "sim/network.rs"]

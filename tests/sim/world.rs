@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use weft::cluster::NodeId;
 use weft::cluster::gossip::{Action, Config, Event, Gossip, Scope, Sender, Watch};
+use weft::cluster::member::Membership;
 use weft::cluster::seal::{Seal, Secret};
 use weft::tables::record::{EndpointRecord, Version};
 use weft::wire::{Mac, Vni};
@@ -29,6 +30,8 @@ pub struct Agent {
     pub seal: Seal,
     pub watch: Watch,
     pub mirror: Mirror,
+    /// None where the stand-in tells who is there.
+    pub members: Option<Membership>,
 }
 
 pub struct Node {
@@ -43,20 +46,30 @@ pub struct Node {
     pub networks: BTreeSet<String>,
     waiting: VecDeque<Datagram>,
     wake_us: Option<u64>,
-    /// Refused seals, by reason.
+    pub member_wake_us: Option<u64>,
+    /// Refused messages, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
-#[derive(Clone)]
-struct Datagram {
-    from: usize,
-    bytes: Arc<[u8]>,
-    stream: bool,
+/// How a message travels, and to which part of an agent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Gossip,
+    GossipStream,
+    Member,
 }
 
-enum What {
+#[derive(Clone)]
+pub struct Datagram {
+    pub from: usize,
+    pub bytes: Arc<[u8]>,
+    pub kind: Kind,
+}
+
+pub enum What {
     Arrive(usize, Datagram),
     Wake(usize),
+    MemberWake(usize),
     Notice {
         observer: usize,
         subject: usize,
@@ -83,6 +96,8 @@ pub struct World {
     pub managers: Managers,
     pub network: Network,
     pub detector: Detector,
+    /// Whom each agent tries to join through: then the production membership runs, and the detector tells nothing.
+    pub seeds: Option<Vec<usize>>,
     pub ledger: Ledger,
     /// Whether the oracle looks at everything. Off for the largest runs, which compare at their end.
     pub strict: bool,
@@ -95,6 +110,7 @@ pub struct World {
     /// How long tombstones are kept: short ones make logs be cleaned up often.
     pub tombstone_ms: u64,
     pub bases: u64,
+    pub trace: bool,
 }
 
 impl World {
@@ -114,6 +130,7 @@ impl World {
                 networks: BTreeSet::new(),
                 waiting: VecDeque::new(),
                 wake_us: None,
+                member_wake_us: None,
                 refused: BTreeMap::new(),
             }
         });
@@ -125,6 +142,7 @@ impl World {
             managers,
             network: Network::new(seed, count),
             detector: Detector::PROMPT,
+            seeds: None,
             ledger: Ledger::default(),
             strict: true,
             queue: BinaryHeap::new(),
@@ -135,6 +153,7 @@ impl World {
             longest: 0,
             tombstone_ms: 30_000,
             bases: 0,
+            trace: std::env::var_os("WEFT_SIM_TRACE").is_some(),
         }
     }
 
@@ -154,7 +173,7 @@ impl World {
         node.0 as usize - 1
     }
 
-    fn addr(index: usize) -> SocketAddr {
+    pub fn addr(index: usize) -> SocketAddr {
         SocketAddr::new(vtep_of(NodeId(index as u64 + 1)), 7946)
     }
 
@@ -162,7 +181,7 @@ impl World {
         self.now_us as f64 / 1_000.0
     }
 
-    fn clock_of(&self, index: usize) -> u64 {
+    pub fn clock_of(&self, index: usize) -> u64 {
         (self.now_us / 1_000).saturating_add_signed(self.nodes[index].clock_ms)
     }
 
@@ -175,7 +194,7 @@ impl World {
         )
     }
 
-    fn at(&mut self, us: u64, what: What) {
+    pub fn at(&mut self, us: u64, what: What) {
         self.serial += 1;
         self.queue.push(Reverse((us, self.serial)));
         self.events.insert((us, self.serial), what);
@@ -187,8 +206,9 @@ impl World {
     pub fn boot(&mut self, index: usize) {
         let clock = self.clock_of(index);
         let seed = self.rng.random();
+        self.nodes[index].epoch += 1;
+        let members = self.fresh_membership(index, seed);
         let node = &mut self.nodes[index];
-        node.epoch += 1;
         let mut config = Config::new(node.id, node.epoch, World::addr(index), seed);
         config.tombstone_ms = self.tombstone_ms;
         assert_eq!(config.datagram_len_max, DATAGRAM_LEN_MAX);
@@ -209,10 +229,13 @@ impl World {
             seal,
             watch,
             mirror: Mirror::default(),
+            members,
         });
         node.waiting.clear();
         node.wake_us = None;
+        node.member_wake_us = None;
         self.pump(index);
+        self.tend(index);
     }
 
     /// Tells a node of all others, as its seeds would, and them of it.
@@ -237,7 +260,7 @@ impl World {
     pub fn restart(&mut self, index: usize) {
         self.boot(index);
         for other in 0..self.nodes.len() {
-            if other != index && self.nodes[other].agent.is_some() {
+            if other != index && self.nodes[other].agent.is_some() && self.seeds.is_none() {
                 self.notify(index, other, Notice::Up);
             }
         }
@@ -254,6 +277,7 @@ impl World {
     pub fn announce_to(&mut self, observer: usize, subject: usize, notice: Notice) {
         let epoch = self.nodes[subject].epoch;
         if observer != subject
+            && self.seeds.is_none()
             && let Some(delay) = self.detector.delay_ms(notice, &mut self.rng)
         {
             let what = What::Notice {
@@ -285,6 +309,7 @@ impl World {
             self.deliver(index, &datagram);
         }
         self.pump(index);
+        self.tend(index);
     }
 
     pub fn join(&mut self, index: usize, network: &str) {
@@ -337,7 +362,7 @@ impl World {
 
     /// Stages a record; the next pump sends it.
     pub fn stage(&mut self, index: usize, record: &EndpointRecord) {
-        if std::env::var_os("WEFT_SIM_TRACE").is_some() {
+        if self.trace {
             println!(
                 "{:.1} {} publishes {record:?}",
                 self.now_ms(),
@@ -457,15 +482,7 @@ impl World {
                 }
                 let to = self.index_of(to);
                 assert_eq!(addr, World::addr(to));
-                let bytes: Arc<[u8]> = bytes.into();
-                for delay in self.network.datagram(from, to, bytes.len()) {
-                    let datagram = Datagram {
-                        from,
-                        bytes: Arc::clone(&bytes),
-                        stream: false,
-                    };
-                    self.at(self.now_us + delay, What::Arrive(to, datagram));
-                }
+                self.fly(from, to, &bytes.into(), Kind::Gossip);
             }
             Action::Stream {
                 to,
@@ -487,7 +504,7 @@ impl World {
                     let datagram = Datagram {
                         from,
                         bytes: bytes.into(),
-                        stream: true,
+                        kind: Kind::GossipStream,
                     };
                     self.at(self.now_us + delay, What::Arrive(to, datagram));
                 }
@@ -510,10 +527,14 @@ impl World {
                 return;
             }
         };
+        if datagram.kind == Kind::Member {
+            self.hear(to, &opened.payload);
+            return;
+        }
         let sender = Sender {
             node: opened.node,
             epoch: opened.epoch,
-            addr: (!datagram.stream).then(|| World::addr(datagram.from)),
+            addr: (datagram.kind == Kind::Gossip).then(|| World::addr(datagram.from)),
         };
         agent
             .gossip
@@ -551,7 +572,7 @@ impl World {
         let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
         let ledger = self.strict.then_some(&self.ledger);
         for event in events {
-            if std::env::var_os("WEFT_SIM_TRACE").is_some() {
+            if self.trace {
                 println!("{now:.1} {id} {event:?}");
             }
             if self.strict
@@ -604,7 +625,16 @@ impl World {
                     return true;
                 }
                 self.deliver(to, &datagram);
-                self.pump(to);
+                match datagram.kind {
+                    Kind::Member => self.tend(to),
+                    Kind::Gossip | Kind::GossipStream => self.pump(to),
+                }
+            }
+            What::MemberWake(index) => {
+                if self.nodes[index].member_wake_us == Some(us) {
+                    self.nodes[index].member_wake_us = None;
+                    self.tend(index);
+                }
             }
             What::Wake(index) => {
                 if self.nodes[index].wake_us == Some(us) {
@@ -726,6 +756,9 @@ impl World {
             } else if self.nodes[index].paused {
                 self.resume(index);
             }
+        }
+        if self.seeds.is_some() {
+            return;
         }
         for index in 0..self.nodes.len() {
             // Every agent tries its seeds, for ever.
