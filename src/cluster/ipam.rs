@@ -35,8 +35,14 @@ pub struct Ipam {
     quarantine_ms: u64,
     /// How long leases may go unconfirmed before nothing new is given out.
     trust_ms: u64,
-    /// When managers last confirmed the leases.
-    confirmed_ms: u64,
+    /// When managers last confirmed the leases, since the agent started.
+    confirmed_ms: Option<u64>,
+    /// Places in the managers' log: that of the last grant that was taken in, and that of the state that was last
+    /// compared with.
+    #[serde(default)]
+    granted_at: u64,
+    #[serde(default)]
+    compared_at: u64,
     networks: BTreeMap<String, Holding>,
 }
 
@@ -46,8 +52,8 @@ struct Holding {
     /// By first address.
     blocks: BTreeMap<IpAddr, Block>,
     claims: BTreeMap<IpAddr, Claim>,
-    /// Claims that the managers have still to be told are over.
-    given_back: BTreeSet<IpAddr>,
+    /// Claims that the managers have still to be told are over, with their fences.
+    given_back: BTreeMap<IpAddr, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +139,8 @@ pub enum Action {
         blocks: Vec<BlockRef>,
         /// None of their addresses was in use of late.
         rested: bool,
+        /// The latest of their fences.
+        fence: u64,
     },
     /// Take claimed addresses back; then call [`Ipam::addresses_released`].
     ReleaseAddresses {
@@ -140,6 +148,8 @@ pub enum Action {
         network: String,
         /// The addresses.
         addresses: BTreeSet<IpAddr>,
+        /// The latest of their fences.
+        fence: u64,
     },
     /// Note what is in use; then call [`Ipam::reported`].
     Report(Vec<BlockUse>),
@@ -162,14 +172,17 @@ impl Ipam {
         Ipam {
             quarantine_ms,
             trust_ms: reclaim_after_ms / 2,
-            confirmed_ms: 0,
+            confirmed_ms: None,
+            granted_at: 0,
+            compared_at: 0,
             networks: BTreeMap::new(),
         }
     }
 
-    /// After a restart of the agent: the clock has begun anew, and what rested rests anew.
+    /// After a restart of the agent: the clock has begun anew, and what rested rests anew. How long the agent was
+    /// away is not known, so nothing new is given out until managers have confirmed the leases.
     pub fn restart(&mut self, now_ms: u64) {
-        self.confirmed_ms = now_ms;
+        self.confirmed_ms = None;
         let until = now_ms.saturating_add(self.quarantine_ms);
         let blocks = self
             .networks
@@ -182,11 +195,19 @@ impl Ipam {
 
     /// Managers have answered: the leases hold as of now.
     pub fn confirm(&mut self, now_ms: u64) {
-        self.confirmed_ms = self.confirmed_ms.max(now_ms);
+        self.confirmed_ms = self.confirmed_ms.max(Some(now_ms));
     }
 
-    /// Takes a leased block in. Does nothing if it is here already.
+    /// Takes a leased block in. Does nothing if it is here already, or if the answer comes so late that the state
+    /// compared with is newer: then that has said what became of it.
     pub fn add_block(&mut self, granted: &Granted, subnet: &Subnet) {
+        if granted.revision > self.compared_at {
+            self.granted_at = self.granted_at.max(granted.revision);
+            self.insert_block(granted, subnet);
+        }
+    }
+
+    fn insert_block(&mut self, granted: &Granted, subnet: &Subnet) {
         let holding = self
             .networks
             .entry(granted.block.network.clone())
@@ -206,12 +227,24 @@ impl Ipam {
         holding.blocks.entry(granted.block.first).or_insert(block);
     }
 
-    /// Takes a claimed address in, for an endpoint.
-    pub fn add_claim(&mut self, network: &str, address: IpAddr, fence: u64, endpoint: &str) {
+    /// Takes a claimed address in, for an endpoint, as of a place in the managers' log. Returns whether the endpoint
+    /// has it: not if the answer comes so late that the state compared with is newer.
+    pub fn add_claim(
+        &mut self,
+        network: &str,
+        address: IpAddr,
+        (fence, revision): (u64, u64),
+        endpoint: &str,
+    ) -> bool {
+        if revision <= self.compared_at {
+            return false;
+        }
+        self.granted_at = self.granted_at.max(revision);
         let holding = self.networks.entry(network.to_owned()).or_default();
         holding.given_back.remove(&address);
         let endpoint = endpoint.to_owned();
         holding.claims.insert(address, Claim { endpoint, fence });
+        true
     }
 
     /// Gives an endpoint the lowest address of a subnet that is free and has rested. The same endpoint gets
@@ -310,8 +343,8 @@ impl Ipam {
         let Some(holding) = self.networks.get_mut(network) else {
             return;
         };
-        if holding.claims.remove(&address).is_some() {
-            holding.given_back.insert(address);
+        if let Some(claim) = holding.claims.remove(&address) {
+            holding.given_back.insert(address, claim.fence);
         }
         for block in holding.blocks.values_mut() {
             if block.used.remove(&address).is_some() {
@@ -324,19 +357,13 @@ impl Ipam {
     }
 
     /// Another node wants an address of ours: it is given up if no endpoint has it and it has rested. Then the
-    /// managers have to be told, and this node has forgotten it already.
-    pub fn give_up(&mut self, network: &str, address: IpAddr, now_ms: u64) -> bool {
-        let Some(holding) = self.networks.get_mut(network) else {
-            return false;
-        };
-        let block = holding
-            .blocks
-            .values_mut()
-            .find(|b| b.usable.contains(&address));
-        let Some(block) = block.filter(|b| b.is_free(address, now_ms)) else {
-            return false;
-        };
-        block.usable.remove(&address)
+    /// managers have to be told, with the fence of its block, and this node has forgotten it already.
+    pub fn give_up(&mut self, network: &str, address: IpAddr, now_ms: u64) -> Option<u64> {
+        let blocks = self.networks.get_mut(network)?.blocks.values_mut();
+        let mut own = blocks.filter(|b| b.usable.contains(&address));
+        let block = own.next().filter(|b| b.is_free(address, now_ms))?;
+        block.usable.remove(&address);
+        Some(block.fence)
     }
 
     /// Others lack addresses of a subnet: blocks that nothing of is in use go back.
@@ -354,13 +381,15 @@ impl Ipam {
         let mut actions = Vec::new();
         let mut report = Vec::new();
         for (network, holding) in &self.networks {
-            let (mut rested, mut fresh) = (Vec::new(), Vec::new());
+            let (mut rested, mut fresh) = ((Vec::new(), 0), (Vec::new(), 0));
             let mut subnets = BTreeSet::new();
             for (first, block) in &holding.blocks {
                 let at = block.at(network, *first);
                 if block.leaving {
                     let quiet = block.resting.values().all(|until| *until <= now_ms);
-                    if quiet { &mut rested } else { &mut fresh }.push(at);
+                    let list = if quiet { &mut rested } else { &mut fresh };
+                    list.0.push(at);
+                    list.1 = block.fence.max(list.1);
                     continue;
                 }
                 subnets.insert(block.subnet);
@@ -369,15 +398,20 @@ impl Ipam {
                     report.push(BlockUse { block: at, used });
                 }
             }
-            for (blocks, rested) in [(rested, true), (fresh, false)] {
+            for ((blocks, fence), rested) in [(rested, true), (fresh, false)] {
                 if !blocks.is_empty() {
-                    actions.push(Action::Release { blocks, rested });
+                    actions.push(Action::Release {
+                        blocks,
+                        rested,
+                        fence,
+                    });
                 }
             }
-            if !holding.given_back.is_empty() {
+            if let Some(fence) = holding.given_back.values().copied().max() {
                 actions.push(Action::ReleaseAddresses {
                     network: network.clone(),
-                    addresses: holding.given_back.clone(),
+                    addresses: holding.given_back.keys().copied().collect(),
+                    fence,
                 });
             }
             let low = subnets.into_iter().filter(|s| holding.is_low(*s, now_ms));
@@ -409,7 +443,7 @@ impl Ipam {
     /// The managers have taken claimed addresses back.
     pub fn addresses_released(&mut self, network: &str, addresses: &BTreeSet<IpAddr>) {
         if let Some(holding) = self.networks.get_mut(network) {
-            holding.given_back.retain(|ip| !addresses.contains(ip));
+            holding.given_back.retain(|ip, _| !addresses.contains(ip));
         }
         self.forget_empty();
     }
@@ -426,7 +460,20 @@ impl Ipam {
 
     /// Compares with what the managers say. What is no longer this node's is dropped, and endpoints that had
     /// such addresses are returned. Blocks that it did not know it held, because an answer was lost, come in.
-    pub fn reconcile(&mut self, replica: &Replica, me: NodeId, now_ms: u64) -> Vec<Lost> {
+    ///
+    /// A copy of the state from before the last grant, or from before the managers knew of this start of the agent,
+    /// says nothing about what is held now: it is not looked at, and confirms nothing.
+    pub fn reconcile(
+        &mut self,
+        replica: &Replica,
+        (me, epoch): (NodeId, u64),
+        now_ms: u64,
+    ) -> Vec<Lost> {
+        let knows_us = replica.nodes.get(&me).is_none_or(|n| n.epoch == epoch);
+        if replica.revision < self.granted_at || !knows_us {
+            return Vec::new();
+        }
+        self.compared_at = replica.revision;
         self.confirm(now_ms);
         let mut lost = Vec::new();
         for (network, holding) in &mut self.networks {
@@ -462,9 +509,14 @@ impl Ipam {
                 }
                 mine(ip)
             });
-            holding.given_back.retain(|ip| mine(ip));
+            holding.given_back.retain(|ip, _| mine(ip));
         }
         self.adopt_unknown(replica, me);
+        // A block that was fetched ahead may have come after the last endpoint went.
+        let unused = self.networks.values_mut().filter(|h| !h.is_in_use());
+        for block in unused.flat_map(|h| h.blocks.values_mut()) {
+            block.leaving = true;
+        }
         self.forget_empty();
         lost
     }
@@ -486,10 +538,11 @@ impl Ipam {
                     len: lease.len,
                     fence: lease.fence,
                     except: lease.except.iter().copied().collect(),
+                    revision: replica.revision,
                 };
                 // Nobody here waits for it: keep it only if the network is in use.
                 let in_use = known.is_some_and(Holding::is_in_use);
-                self.add_block(&granted, subnet);
+                self.insert_block(&granted, subnet);
                 let holding = self.networks.get_mut(&network.id);
                 if let Some(block) = holding.and_then(|h| h.blocks.get_mut(&at.first)) {
                     block.reported = lease.used;
@@ -497,10 +550,10 @@ impl Ipam {
                 }
             }
             let theirs = replica.claims.get(&network.id).into_iter().flatten();
-            for (ip, _) in theirs.filter(|(_, claim)| claim.node == me) {
+            for (ip, claim) in theirs.filter(|(_, claim)| claim.node == me) {
                 let holding = self.networks.entry(network.id.clone()).or_default();
                 if !holding.claims.contains_key(ip) {
-                    holding.given_back.insert(*ip);
+                    holding.given_back.insert(*ip, claim.fence);
                 }
             }
         }
@@ -552,8 +605,8 @@ impl Ipam {
     }
 
     fn check_trust(&self, now_ms: u64) -> Result<(), Short> {
-        let silent_ms = now_ms.saturating_sub(self.confirmed_ms);
-        match silent_ms <= self.trust_ms {
+        let silent_ms = now_ms.saturating_sub(self.confirmed_ms.unwrap_or(0));
+        match self.confirmed_ms.is_some() && silent_ms <= self.trust_ms {
             true => Ok(()),
             false => Err(Short::Unconfirmed {
                 for_s: silent_ms / 1000,

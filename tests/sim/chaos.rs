@@ -16,6 +16,11 @@ const MEMORY_MAX: usize = 1 << 20;
 
 #[test]
 fn seeds() {
+    for_seeds("chaos", run);
+}
+
+/// Runs as many seeds as are asked for, on all processors; `run` returns how long it took to heal, milliseconds.
+pub fn for_seeds(test: &str, run: fn(u64) -> f64) {
     let variable = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     if let Some(seed) = variable("WEFT_SIM_SEED") {
         run(seed);
@@ -25,12 +30,19 @@ fn seeds() {
     let count = variable("WEFT_SIM_SEEDS").unwrap_or(if long { 1_000 } else { 200 });
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let begin = std::time::Instant::now();
+    let one = |seed| {
+        let healed = std::panic::catch_unwind(|| run(seed));
+        healed.unwrap_or_else(|what| {
+            eprintln!("WEFT_SIM_SEED={seed} cargo test --test sim {test} -- --nocapture");
+            std::panic::resume_unwind(what)
+        })
+    };
     let slowest = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
                     let seeds = (worker..count).step_by(threads as usize);
-                    seeds.map(run).fold(0.0, f64::max)
+                    seeds.map(one).fold(0.0, f64::max)
                 })
             })
             .collect();
@@ -40,7 +52,7 @@ fn seeds() {
         healed.fold(0.0, f64::max)
     });
     println!(
-        "{count} seeds in {:.1} s, slowest heal {slowest:.0} ms of virtual time",
+        "{count} seeds of {test} in {:.1} s, slowest heal {slowest:.0} ms of virtual time",
         begin.elapsed().as_secs_f64()
     );
 }

@@ -84,7 +84,10 @@ impl World {
         let mut flying = Vec::new();
         while let Some(message) = members.transmit() {
             if trace {
-                println!("{uptime:?} {} to {} {:?}", node.id, message.to, message.bytes);
+                println!(
+                    "{uptime:?} {} to {} {:?}",
+                    node.id, message.to, message.bytes
+                );
             }
             let sealed = agent.seal.seal("", &message.bytes);
             flying.push((index_at(message.to), sealed.expect("there is a key")));

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use weft::cluster::NodeId;
-use weft::cluster::gossip::{Action, Config, Event, Gossip, Scope, Sender, Watch};
+use weft::cluster::gossip::{Action, Authority, Config, Event, Gossip, Scope, Sender, Watch};
 use weft::cluster::member::Membership;
 use weft::cluster::seal::{Seal, Secret};
 use weft::tables::record::{EndpointRecord, Version};
 use weft::wire::{Mac, Vni};
 
-use crate::authority::{Managers, key_of, vtep_of};
+use crate::authority::{Known, Managers, key_of, vtep_of};
+use crate::council::Council;
 use crate::detector::{Detector, Notice};
 use crate::network::{Network, Weather};
 use crate::oracle::{Ledger, Mirror, content};
+use crate::tenant::Tenant;
 
 /// What a socket's buffer holds while its agent is paused.
 const SOCKET_QUEUE: usize = 256;
@@ -44,6 +46,9 @@ pub struct Node {
     /// What the agent wants to publish; survives a crash, as a state file does.
     pub wishes: BTreeMap<(String, String), EndpointRecord>,
     pub networks: BTreeSet<String>,
+    /// What it knows of the managers' state, and its part of the leases, where a run has them.
+    pub known: Option<Known>,
+    pub tenant: Option<Tenant>,
     waiting: VecDeque<Datagram>,
     wake_us: Option<u64>,
     pub member_wake_us: Option<u64>,
@@ -70,6 +75,8 @@ pub enum What {
     Arrive(usize, Datagram),
     Wake(usize),
     MemberWake(usize),
+    /// Anything else.
+    Call(Box<dyn FnOnce(&mut World)>),
     Notice {
         observer: usize,
         subject: usize,
@@ -94,6 +101,8 @@ pub struct World {
     pub rng: StdRng,
     pub nodes: Vec<Node>,
     pub managers: Managers,
+    /// The managers' state machine, in place of `managers`.
+    pub council: Option<Box<Council>>,
     pub network: Network,
     pub detector: Detector,
     /// Whom each agent tries to join through: then the production membership runs, and the detector tells nothing.
@@ -113,26 +122,35 @@ pub struct World {
     pub trace: bool,
 }
 
+impl Node {
+    /// The node with this number, which is down.
+    pub fn new(number: u64) -> Node {
+        Node {
+            id: NodeId(number),
+            epoch: 0,
+            agent: None,
+            paused: false,
+            clock_ms: 0,
+            wishes: BTreeMap::new(),
+            networks: BTreeSet::new(),
+            known: None,
+            tenant: None,
+            waiting: VecDeque::new(),
+            wake_us: None,
+            member_wake_us: None,
+            refused: BTreeMap::new(),
+        }
+    }
+}
+
 impl World {
     /// `count` nodes that are down.
     pub fn new(seed: u64, count: usize) -> World {
         let mut managers = Managers::default();
         let nodes = (0..count).map(|index| {
-            let id = NodeId(index as u64 + 1);
-            managers.admit(id);
-            Node {
-                id,
-                epoch: 0,
-                agent: None,
-                paused: false,
-                clock_ms: 0,
-                wishes: BTreeMap::new(),
-                networks: BTreeSet::new(),
-                waiting: VecDeque::new(),
-                wake_us: None,
-                member_wake_us: None,
-                refused: BTreeMap::new(),
-            }
+            let node = Node::new(index as u64 + 1);
+            managers.admit(node.id);
+            node
         });
         World {
             seed,
@@ -140,6 +158,7 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             nodes: nodes.collect(),
             managers,
+            council: None,
             network: Network::new(seed, count),
             detector: Detector::PROMPT,
             seeds: None,
@@ -185,7 +204,7 @@ impl World {
         (self.now_us / 1_000).saturating_add_signed(self.nodes[index].clock_ms)
     }
 
-    fn fail(&self, what: &str) -> ! {
+    pub fn fail(&self, what: &str) -> ! {
         panic!(
             "seed {}: {what} (at {:.1} ms; WEFT_SIM_SEED={} repeats it)",
             self.seed,
@@ -389,6 +408,10 @@ impl World {
     pub fn withdraw(&mut self, index: usize, network: &str, endpoint: &str) {
         let node = &mut self.nodes[index];
         node.wishes.remove(&(network.into(), endpoint.into()));
+        // Where owners leave networks and join them again, a log may go for other reasons than a deletion.
+        if self.council.is_some() {
+            self.ledger.deleted(node.id, network, endpoint);
+        }
         if let Some(agent) = &mut node.agent {
             agent.gossip.withdraw(network, endpoint);
         }
@@ -446,7 +469,8 @@ impl World {
             return;
         }
         let mut actions = Vec::new();
-        let delay_ms = agent.gossip.poll(clock, &self.managers, &mut actions);
+        let authority = authority(&node.known, &self.managers);
+        let delay_ms = agent.gossip.poll(clock, authority, &mut actions);
         for action in actions {
             self.send(index, action);
         }
@@ -518,8 +542,8 @@ impl World {
         let Some(agent) = &mut node.agent else {
             return;
         };
-        let managers = &self.managers;
-        let known = |id: NodeId, _: u64| managers.nodes.contains_key(&id);
+        let authority = authority(&node.known, &self.managers);
+        let known = |id: NodeId, _: u64| authority.node_name(id).is_some();
         let opened = match agent.seal.open(&datagram.bytes, known) {
             Ok(opened) => opened,
             Err(error) => {
@@ -538,7 +562,7 @@ impl World {
         };
         agent
             .gossip
-            .handle(clock, &sender, &opened.payload, managers);
+            .handle(clock, &sender, &opened.payload, authority);
     }
 
     /// The consumer of a node's events.
@@ -571,6 +595,7 @@ impl World {
         }
         let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
         let ledger = self.strict.then_some(&self.ledger);
+        let news = !events.is_empty();
         for event in events {
             if self.trace {
                 println!("{now:.1} {id} {event:?}");
@@ -602,6 +627,9 @@ impl World {
                 }
             }
         }
+        if news {
+            self.check_shown(index);
+        }
     }
 
     /// The next thing happens, if it is before `until_us`.
@@ -630,6 +658,7 @@ impl World {
                     Kind::Gossip | Kind::GossipStream => self.pump(to),
                 }
             }
+            What::Call(call) => call(self),
             What::MemberWake(index) => {
                 if self.nodes[index].member_wake_us == Some(us) {
                     self.nodes[index].member_wake_us = None;
@@ -768,6 +797,14 @@ impl World {
             }
             self.announce(index, Notice::Up);
         }
+    }
+}
+
+/// Whose word counts for a node.
+fn authority<'a>(known: &'a Option<Known>, managers: &'a Managers) -> &'a dyn Authority {
+    match known {
+        Some(known) => known,
+        None => managers,
     }
 }
 

@@ -580,6 +580,7 @@ impl Churn {
                     epoch: 1,
                     blocks,
                     rested: true,
+                    fence: u64::MAX,
                 };
                 self.insist(release).await.unwrap();
             }
