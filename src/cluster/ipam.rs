@@ -54,6 +54,9 @@ struct Holding {
     claims: BTreeMap<IpAddr, Claim>,
     /// Claims that the managers have still to be told are over, with their fences.
     given_back: BTreeMap<IpAddr, u64>,
+    /// Blocks that the managers have taken back, with their fences, until a copy of their state says so too.
+    #[serde(default)]
+    gone: BTreeMap<IpAddr, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -427,13 +430,15 @@ impl Ipam {
         actions
     }
 
-    /// The managers have taken blocks back.
-    pub fn released(&mut self, blocks: &[BlockRef]) {
+    /// The managers have taken blocks back, those of leases up to `fence`.
+    pub fn released(&mut self, blocks: &[BlockRef], fence: u64) {
         for at in blocks {
             if let Some(holding) = self.networks.get_mut(&at.network) {
-                let gone = holding.blocks.get(&at.first).is_some_and(|b| b.leaving);
-                if gone {
+                let block = holding.blocks.get(&at.first);
+                let gone = block.filter(|b| b.leaving && b.fence <= fence);
+                if let Some(fence) = gone.map(|block| block.fence) {
                     holding.blocks.remove(&at.first);
+                    holding.gone.insert(at.first, fence);
                 }
             }
         }
@@ -510,6 +515,10 @@ impl Ipam {
                 mine(ip)
             });
             holding.given_back.retain(|ip, _| mine(ip));
+            holding.gone.retain(|first, fence| {
+                let mut theirs = theirs.into_iter().flatten();
+                theirs.any(|(at, lease)| at.first == *first && lease.fence == *fence)
+            });
         }
         self.adopt_unknown(replica, me);
         // A block that was fetched ahead may have come after the last endpoint went.
@@ -527,7 +536,8 @@ impl Ipam {
             let theirs = replica.blocks.get(&network.id).into_iter().flatten();
             for (at, lease) in theirs.filter(|(_, lease)| lease.node == me) {
                 let known = self.networks.get(&network.id);
-                if known.is_some_and(|h| h.blocks.contains_key(&at.first)) {
+                let gone = |h: &Holding| h.gone.get(&at.first) == Some(&lease.fence);
+                if known.is_some_and(|h| h.blocks.contains_key(&at.first) || gone(h)) {
                     continue;
                 }
                 let Some(subnet) = network.subnets().find(|s| s.prefix == at.subnet) else {
@@ -616,7 +626,10 @@ impl Ipam {
 
     fn forget_empty(&mut self) {
         self.networks.retain(|_, h| {
-            !(h.blocks.is_empty() && h.claims.is_empty() && h.given_back.is_empty())
+            !(h.blocks.is_empty()
+                && h.claims.is_empty()
+                && h.given_back.is_empty()
+                && h.gone.is_empty())
         });
     }
 }

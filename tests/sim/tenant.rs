@@ -386,8 +386,8 @@ impl World {
             (_, Err(Refusal::UnknownNode(_) | Refusal::NodeLeft(_))) => self.retire(index),
             (Then::Started, Ok(_)) => self.tenant(index).started = true,
             (Then::Acted(_), Ok(Reply::Blocks(blocks))) => self.add_blocks(index, &blocks),
-            (Then::Acted(Action::Release { blocks, .. }), Ok(_)) => {
-                self.tenant(index).ipam.released(&blocks);
+            (Then::Acted(Action::Release { blocks, fence, .. }), Ok(_)) => {
+                self.tenant(index).ipam.released(&blocks, fence);
             }
             (
                 Then::Acted(Action::ReleaseAddresses {

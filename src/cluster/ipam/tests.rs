@@ -137,15 +137,18 @@ fn all_blocks_go_back_with_the_last_endpoint() {
     assert_eq!(found, [(ip("10.0.1.4"), true), (ip("10.0.1.0"), false)]);
     assert_eq!(ipam.actions(5), actions, "said again until it is done");
     for action in actions {
-        if let Action::Release { blocks, .. } = action {
-            ipam.released(&blocks);
+        if let Action::Release { blocks, fence, .. } = action {
+            ipam.released(&blocks, fence);
         }
     }
+    ipam.confirmed_ms = None;
+    ipam.reconcile(&copy(3, 1, None), (node_id(0), 1), 0);
     assert_eq!(
         ipam,
         Ipam {
             confirmed_ms: Some(0),
             granted_at: 2,
+            compared_at: 3,
             ..Ipam::new(REST_MS, RECLAIM_MS)
         }
     );
@@ -314,6 +317,28 @@ fn a_block_that_comes_when_nothing_is_in_use_goes_back() {
     ipam.reconcile(&copy(5, 1, Some(&granted)), (node_id(0), 1), 0);
     let back = ipam.actions(0);
     assert!(matches!(back[..], [Action::Release { fence: 5, .. }]));
+}
+
+/// The copy is from before the release, and the network is in use again.
+#[test]
+fn a_block_that_was_taken_back_does_not_come_again() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 1);
+    let old = granted(&subnet, 0, 1);
+    ipam.scarce("net", subnet.prefix);
+    ipam.released(std::slice::from_ref(&old.block), 0);
+    assert_eq!(ipam.actions(0).len(), 1, "an older release was not of it");
+    ipam.released(std::slice::from_ref(&old.block), 1);
+    assert!(ipam.add_claim("net", ip("10.0.1.77"), (2, 2), "a"));
+    let mut copy = copy(2, 1, Some(&old));
+    let claim = watch::Claim {
+        node: node_id(0),
+        epoch: 1,
+        fence: 2,
+    };
+    let claims = copy.claims.entry("net".into()).or_default();
+    claims.insert(ip("10.0.1.77"), claim);
+    ipam.reconcile(&copy, (node_id(0), 1), 0);
+    assert!(ipam.allocate("net", subnet.prefix, "b", 0).is_err());
 }
 
 #[test]
@@ -511,7 +536,7 @@ impl World {
                 (_, Ok(Reply::Blocks(blocks))) => {
                     blocks.iter().for_each(|b| ipam.add_block(b, &self.subnet));
                 }
-                (Action::Release { blocks, .. }, Ok(_)) => ipam.released(&blocks),
+                (Action::Release { blocks, fence, .. }, Ok(_)) => ipam.released(&blocks, fence),
                 (
                     Action::ReleaseAddresses {
                         network, addresses, ..
