@@ -910,6 +910,7 @@ async fn a_stolen_worker_gets_nothing_of_others() {
         epoch: victim.epoch,
         network: private.clone(),
         addresses: [taken].into(),
+        fence: u64::MAX,
     };
     let down = Command::NodeStatus {
         node: victim.id,

@@ -8,10 +8,16 @@
 mod authority;
 #[path = "sim/chaos.rs"]
 mod chaos;
+#[path = "sim/council.rs"]
+mod council;
 #[path = "sim/detector.rs"]
 mod detector;
 #[path = "sim/figures.rs"]
 mod figures;
+#[path = "sim/leases.rs"]
+mod leases;
+#[path = "sim/membership.rs"]
+mod membership;
 #[path = "sim/named.rs"]
 mod named;
 #[path = "sim/network.rs"]
@@ -20,5 +26,7 @@ mod network;
 mod oracle;
 #[path = "sim/stolen.rs"]
 mod stolen;
+#[path = "sim/tenant.rs"]
+mod tenant;
 #[path = "sim/world.rs"]
 mod world;

@@ -35,9 +35,15 @@ pub struct Ipam {
     quarantine_ms: u64,
     /// How long leases may go unconfirmed before nothing new is given out.
     trust_ms: u64,
-    /// When managers last confirmed the leases, since this agent started.
+    /// When managers last confirmed the leases, since the agent started.
     #[serde(skip)]
     confirmed_ms: Option<u64>,
+    /// Places in the managers' log: that of the last grant that was taken in, and that of the state that was last
+    /// compared with.
+    #[serde(default)]
+    granted_at: u64,
+    #[serde(default)]
+    compared_at: u64,
     networks: BTreeMap<String, Holding>,
 }
 
@@ -47,11 +53,17 @@ struct Holding {
     /// By first address.
     blocks: BTreeMap<IpAddr, Block>,
     claims: BTreeMap<IpAddr, Claim>,
-    /// Claims that the managers have still to be told are over.
-    given_back: BTreeSet<IpAddr>,
-    /// How many are waiting for blocks: those that come are for them.
+    /// Claims that the managers have still to be told are over, with their fences.
+    given_back: BTreeMap<IpAddr, u64>,
+    /// Blocks that the managers have taken back, with their fences, until a copy of their state says so too.
+    #[serde(default)]
+    gone: BTreeMap<IpAddr, u64>,
+    /// How many are waiting for addresses: those that come are for them.
     #[serde(skip)]
     awaited: u32,
+    /// Claims that a copy of the managers' state has shown before their answer came, with their fences.
+    #[serde(skip)]
+    offered: BTreeMap<IpAddr, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,6 +152,8 @@ pub enum Action {
         blocks: Vec<BlockRef>,
         /// None of their addresses was in use of late.
         rested: bool,
+        /// The latest of their fences.
+        fence: u64,
     },
     /// Take claimed addresses back; then call [`Ipam::addresses_released`].
     ReleaseAddresses {
@@ -147,6 +161,8 @@ pub enum Action {
         network: String,
         /// The addresses.
         addresses: BTreeSet<IpAddr>,
+        /// The latest of their fences.
+        fence: u64,
     },
     /// Note what is in use; then call [`Ipam::reported`]. With nothing to note, it asks for a word that the
     /// leases still hold: any answer to a change is one, for it comes from a majority.
@@ -171,12 +187,14 @@ impl Ipam {
             quarantine_ms,
             trust_ms: reclaim_after_ms / 2,
             confirmed_ms: None,
+            granted_at: 0,
+            compared_at: 0,
             networks: BTreeMap::new(),
         }
     }
 
-    /// After a restart of the agent: the clock has begun anew, and what rested rests anew. Nothing is given out
-    /// before the next [`Ipam::confirm`].
+    /// After a restart of the agent: the clock has begun anew, and what rested rests anew. How long the agent was
+    /// away is not known, so nothing new is given out until managers have confirmed the leases.
     pub fn restart(&mut self, now_ms: u64) {
         self.confirmed_ms = None;
         let until = now_ms.saturating_add(self.quarantine_ms);
@@ -197,12 +215,12 @@ impl Ipam {
 
     /// Somebody asks the managers for addresses of a network: what comes is not to go back at once. Until
     /// [`Ipam::await_no_more`].
-    pub fn await_blocks(&mut self, network: &str) {
+    pub fn await_addresses(&mut self, network: &str) {
         let holding = self.networks.entry(network.to_owned()).or_default();
         holding.awaited += 1;
     }
 
-    /// The answer has come, or will not.
+    /// The answer has been taken in, or will not come.
     pub fn await_no_more(&mut self, network: &str) {
         if let Some(holding) = self.networks.get_mut(network) {
             holding.awaited = holding.awaited.saturating_sub(1);
@@ -210,8 +228,16 @@ impl Ipam {
         self.forget_empty();
     }
 
-    /// Takes a leased block in. Does nothing if it is here already under this lease.
+    /// Takes a leased block in. Does nothing if it is here already, or if the answer comes so late that the state
+    /// compared with is newer: then that has said what became of it.
     pub fn add_block(&mut self, granted: &Granted, subnet: &Subnet) {
+        if granted.revision > self.compared_at {
+            self.granted_at = self.granted_at.max(granted.revision);
+            self.insert_block(granted, subnet);
+        }
+    }
+
+    fn insert_block(&mut self, granted: &Granted, subnet: &Subnet) {
         let holding = self
             .networks
             .entry(granted.block.network.clone())
@@ -235,12 +261,25 @@ impl Ipam {
         }
     }
 
-    /// Takes a claimed address in, for an endpoint.
-    pub fn add_claim(&mut self, network: &str, address: IpAddr, fence: u64, endpoint: &str) {
+    /// Takes a claimed address in, for an endpoint, as of a place in the managers' log. Returns whether the endpoint
+    /// has it: not if the answer comes so late that a newer state has been seen in which it is not the node's.
+    pub fn add_claim(
+        &mut self,
+        network: &str,
+        address: IpAddr,
+        (fence, revision): (u64, u64),
+        endpoint: &str,
+    ) -> bool {
+        let late = revision <= self.compared_at;
         let holding = self.networks.entry(network.to_owned()).or_default();
+        if late && holding.offered.get(&address) != Some(&fence) {
+            return false;
+        }
+        self.granted_at = self.granted_at.max(revision);
         holding.given_back.remove(&address);
         let endpoint = endpoint.to_owned();
         holding.claims.insert(address, Claim { endpoint, fence });
+        true
     }
 
     /// Gives an endpoint the lowest address of a subnet that is free and has rested. The same endpoint gets
@@ -339,8 +378,8 @@ impl Ipam {
         let Some(holding) = self.networks.get_mut(network) else {
             return;
         };
-        if holding.claims.remove(&address).is_some() {
-            holding.given_back.insert(address);
+        if let Some(claim) = holding.claims.remove(&address) {
+            holding.given_back.insert(address, claim.fence);
         }
         for block in holding.blocks.values_mut() {
             if block.used.remove(&address).is_some() {
@@ -378,19 +417,13 @@ impl Ipam {
     }
 
     /// Another node wants an address of ours: it is given up if no endpoint has it and it has rested. Then the
-    /// managers have to be told, and this node has forgotten it already.
-    pub fn give_up(&mut self, network: &str, address: IpAddr, now_ms: u64) -> bool {
-        let Some(holding) = self.networks.get_mut(network) else {
-            return false;
-        };
-        let block = holding
-            .blocks
-            .values_mut()
-            .find(|b| b.usable.contains(&address));
-        let Some(block) = block.filter(|b| b.is_free(address, now_ms)) else {
-            return false;
-        };
-        block.usable.remove(&address)
+    /// managers have to be told, with the fence of its block, and this node has forgotten it already.
+    pub fn give_up(&mut self, network: &str, address: IpAddr, now_ms: u64) -> Option<u64> {
+        let blocks = self.networks.get_mut(network)?.blocks.values_mut();
+        let mut own = blocks.filter(|b| b.usable.contains(&address));
+        let block = own.next().filter(|b| b.is_free(address, now_ms))?;
+        block.usable.remove(&address);
+        Some(block.fence)
     }
 
     /// Others lack addresses of a subnet: blocks that nothing of is in use go back.
@@ -408,13 +441,15 @@ impl Ipam {
         let mut actions = Vec::new();
         let mut report = Vec::new();
         for (network, holding) in &self.networks {
-            let (mut rested, mut fresh) = (Vec::new(), Vec::new());
+            let (mut rested, mut fresh) = ((Vec::new(), 0), (Vec::new(), 0));
             let mut subnets = BTreeSet::new();
             for (first, block) in &holding.blocks {
                 let at = block.at(network, *first);
                 if block.leaving {
                     let quiet = block.resting.values().all(|until| *until <= now_ms);
-                    if quiet { &mut rested } else { &mut fresh }.push(at);
+                    let list = if quiet { &mut rested } else { &mut fresh };
+                    list.0.push(at);
+                    list.1 = block.fence.max(list.1);
                     continue;
                 }
                 subnets.insert(block.subnet);
@@ -423,15 +458,20 @@ impl Ipam {
                     report.push(BlockUse { block: at, used });
                 }
             }
-            for (blocks, rested) in [(rested, true), (fresh, false)] {
+            for ((blocks, fence), rested) in [(rested, true), (fresh, false)] {
                 if !blocks.is_empty() {
-                    actions.push(Action::Release { blocks, rested });
+                    actions.push(Action::Release {
+                        blocks,
+                        rested,
+                        fence,
+                    });
                 }
             }
-            if !holding.given_back.is_empty() {
+            if let Some(fence) = holding.given_back.values().copied().max() {
                 actions.push(Action::ReleaseAddresses {
                     network: network.clone(),
-                    addresses: holding.given_back.clone(),
+                    addresses: holding.given_back.keys().copied().collect(),
+                    fence,
                 });
             }
             let low = subnets.into_iter().filter(|s| holding.is_low(*s, now_ms));
@@ -449,13 +489,15 @@ impl Ipam {
         actions
     }
 
-    /// The managers have taken blocks back.
-    pub fn released(&mut self, blocks: &[BlockRef]) {
+    /// The managers have taken blocks back, those of leases up to `fence`.
+    pub fn released(&mut self, blocks: &[BlockRef], fence: u64) {
         for at in blocks {
             if let Some(holding) = self.networks.get_mut(&at.network) {
-                let gone = holding.blocks.get(&at.first).is_some_and(|b| b.leaving);
-                if gone {
+                let block = holding.blocks.get(&at.first);
+                let gone = block.filter(|b| b.leaving && b.fence <= fence);
+                if let Some(fence) = gone.map(|block| block.fence) {
                     holding.blocks.remove(&at.first);
+                    holding.gone.insert(at.first, fence);
                 }
             }
         }
@@ -465,7 +507,7 @@ impl Ipam {
     /// The managers have taken claimed addresses back.
     pub fn addresses_released(&mut self, network: &str, addresses: &BTreeSet<IpAddr>) {
         if let Some(holding) = self.networks.get_mut(network) {
-            holding.given_back.retain(|ip| !addresses.contains(ip));
+            holding.given_back.retain(|ip, _| !addresses.contains(ip));
         }
         self.forget_empty();
     }
@@ -482,7 +524,22 @@ impl Ipam {
 
     /// Compares with what the managers say. What is no longer this node's is dropped, and endpoints that had
     /// such addresses are returned. Blocks that it did not know it held, because an answer was lost, come in.
-    pub fn reconcile(&mut self, replica: &Replica, me: NodeId) -> Vec<Lost> {
+    ///
+    /// A copy of the state from before the last grant, or from before the managers knew of this start of the agent,
+    /// says nothing about what is held now: it is not looked at, and confirms nothing. Any other confirms the leases
+    /// as of the time that is given, where the copy is known to be what a majority says.
+    pub fn reconcile(
+        &mut self,
+        replica: &Replica,
+        (me, epoch): (NodeId, u64),
+        confirmed_ms: Option<u64>,
+    ) -> Vec<Lost> {
+        let knows_us = replica.nodes.get(&me).is_none_or(|n| n.epoch == epoch);
+        if replica.revision < self.granted_at || !knows_us {
+            return Vec::new();
+        }
+        self.compared_at = replica.revision;
+        self.confirmed_ms = self.confirmed_ms.max(confirmed_ms);
         let mut lost = Vec::new();
         for (network, holding) in &mut self.networks {
             let theirs = replica.blocks.get(network);
@@ -498,10 +555,6 @@ impl Ipam {
                     block.usable.retain(|ip| !lease.except.contains(ip));
                     return true;
                 }
-                // Granted after what the replica tells of.
-                if block.fence > replica.last_fence {
-                    return true;
-                }
                 lost.extend(block.used.iter().map(|(ip, endpoint)| Lost {
                     network: network.clone(),
                     address: *ip,
@@ -512,19 +565,27 @@ impl Ipam {
             let claims = replica.claims.get(network);
             let mine = |ip: &IpAddr| claims.and_then(|c| c.get(ip)).is_some_and(|c| c.node == me);
             holding.claims.retain(|ip, claim| {
-                let kept = mine(ip) || claim.fence > replica.last_fence;
-                if !kept {
+                if !mine(ip) {
                     lost.push(Lost {
                         network: network.clone(),
                         address: *ip,
                         endpoint: claim.endpoint.clone(),
                     });
                 }
-                kept
+                mine(ip)
             });
-            holding.given_back.retain(|ip| mine(ip));
+            holding.given_back.retain(|ip, _| mine(ip));
+            holding.gone.retain(|first, fence| {
+                let mut theirs = theirs.into_iter().flatten();
+                theirs.any(|(at, lease)| at.first == *first && lease.fence == *fence)
+            });
         }
         self.adopt_unknown(replica, me);
+        // A block that was fetched ahead may have come after the last endpoint went.
+        let unused = self.networks.values_mut().filter(|h| !h.is_in_use());
+        for block in unused.flat_map(|h| h.blocks.values_mut()) {
+            block.leaving = true;
+        }
         self.forget_empty();
         lost
     }
@@ -535,7 +596,8 @@ impl Ipam {
             let theirs = replica.blocks.get(&network.id).into_iter().flatten();
             for (at, lease) in theirs.filter(|(_, lease)| lease.node == me) {
                 let known = self.networks.get(&network.id);
-                if known.is_some_and(|h| h.blocks.contains_key(&at.first)) {
+                let gone = |h: &Holding| h.gone.get(&at.first) == Some(&lease.fence);
+                if known.is_some_and(|h| h.blocks.contains_key(&at.first) || gone(h)) {
                     continue;
                 }
                 let Some(subnet) = network.subnets().find(|s| s.prefix == at.subnet) else {
@@ -546,10 +608,11 @@ impl Ipam {
                     len: lease.len,
                     fence: lease.fence,
                     except: lease.except.iter().copied().collect(),
+                    revision: replica.revision,
                 };
                 // Nobody here waits for it: keep it only if the network is in use.
                 let in_use = known.is_some_and(Holding::is_in_use);
-                self.add_block(&granted, subnet);
+                self.insert_block(&granted, subnet);
                 let holding = self.networks.get_mut(&network.id);
                 if let Some(block) = holding.and_then(|h| h.blocks.get_mut(&at.first)) {
                     block.reported = lease.used;
@@ -557,14 +620,18 @@ impl Ipam {
                 }
             }
             let theirs = replica.claims.get(&network.id).into_iter().flatten();
-            let awaited = self
-                .networks
-                .get(&network.id)
-                .is_some_and(|h| h.awaited > 0);
-            for (ip, _) in theirs.filter(|(_, claim)| claim.node == me && !awaited) {
+            if let Some(holding) = self.networks.get_mut(&network.id) {
+                holding.offered.clear();
+            }
+            for (ip, claim) in theirs.filter(|(_, claim)| claim.node == me) {
                 let holding = self.networks.entry(network.id.clone()).or_default();
-                if !holding.claims.contains_key(ip) {
-                    holding.given_back.insert(*ip);
+                if holding.claims.contains_key(ip) {
+                    continue;
+                }
+                // Its answer may be on its way to somebody who waits for it.
+                match holding.awaited {
+                    0 => drop(holding.given_back.insert(*ip, claim.fence)),
+                    _ => drop(holding.offered.insert(*ip, claim.fence)),
                 }
             }
         }
@@ -631,8 +698,11 @@ impl Ipam {
 
     fn forget_empty(&mut self) {
         self.networks.retain(|_, h| {
-            h.awaited > 0
-                || !(h.blocks.is_empty() && h.claims.is_empty() && h.given_back.is_empty())
+            !(h.awaited == 0
+                && h.blocks.is_empty()
+                && h.claims.is_empty()
+                && h.given_back.is_empty()
+                && h.gone.is_empty())
         });
     }
 }

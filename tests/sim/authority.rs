@@ -5,10 +5,13 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use weft::cluster::NodeId;
 use weft::cluster::gossip::{Authority, PublicKey, SigningKey, Unauthorised};
+use weft::cluster::manager::nodes::Node;
+use weft::cluster::manager::watch::Replica;
 use weft::tables::record::EndpointRecord;
 
 /// A node as the managers know it.
@@ -26,9 +29,81 @@ pub struct Managers {
     pub closed: BTreeMap<String, BTreeSet<NodeId>>,
     /// Addresses that are leased to one node; others are anybody's.
     pub leases: BTreeMap<IpAddr, NodeId>,
-    /// The same chunk is verified once for all nodes: real signatures, a fraction of the time.
-    verified: RefCell<HashMap<(u64, u64), bool>>,
-    pub verifications: Cell<u64>,
+    pub verified: Rc<Verified>,
+}
+
+/// The same chunk is verified once for all nodes: real signatures, a fraction of the time.
+#[derive(Default)]
+pub struct Verified {
+    known: RefCell<HashMap<(u64, u64), bool>>,
+    pub count: Cell<u64>,
+}
+
+impl Verified {
+    fn verify(&self, node: NodeId, key: PublicKey, message: &[u8], signature: &[u8; 64]) -> bool {
+        let hash = |salt: u64| {
+            let mut hasher = DefaultHasher::new();
+            (salt, node, message, signature).hash(&mut hasher);
+            hasher.finish()
+        };
+        let place = (hash(1), hash(2));
+        *self.known.borrow_mut().entry(place).or_insert_with(|| {
+            self.count.set(self.count.get() + 1);
+            key.verify(message, signature)
+        })
+    }
+}
+
+/// The managers' state as one node knows it: a copy that follows.
+#[derive(Default)]
+pub struct Known {
+    pub replica: Replica,
+    pub verified: Rc<Verified>,
+}
+
+impl Known {
+    fn node(&self, node: NodeId) -> Option<&Node> {
+        self.replica.nodes.values().find(|n| n.number == node.0)
+    }
+}
+
+impl Authority for Known {
+    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+        self.node(node).map(|node| node.name.as_str().into())
+    }
+
+    fn takes_part(&self, node: NodeId, network: &str) -> bool {
+        let node = self.node(node);
+        node.is_some_and(|node| self.replica.takes_part(node.id, network))
+    }
+
+    fn judge(
+        &self,
+        owner: NodeId,
+        _epoch: u64,
+        record: &EndpointRecord,
+    ) -> Result<(), Unauthorised> {
+        let node = self.node(owner).ok_or(Unauthorised::Vtep)?;
+        if record.vtep != node.vtep {
+            return Err(Unauthorised::Vtep);
+        }
+        let own = |ip: &IpAddr| {
+            let holder = self.replica.holder_of(&record.network, *ip);
+            holder.is_some_and(|claim| claim.node == node.id)
+        };
+        match record.ips.iter().all(own) {
+            true => Ok(()),
+            false => Err(Unauthorised::Address),
+        }
+    }
+
+    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+        let Some(known) = self.node(node) else {
+            return false;
+        };
+        let key = PublicKey(*known.verify_key.bytes());
+        self.verified.verify(node, key, message, signature)
+    }
 }
 
 /// The key of a node; a seed makes it.
@@ -82,18 +157,7 @@ impl Authority for Managers {
     }
 
     fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
-        let Some(grant) = self.nodes.get(&node) else {
-            return false;
-        };
-        let hash = |salt: u64| {
-            let mut hasher = DefaultHasher::new();
-            (salt, node, message, signature).hash(&mut hasher);
-            hasher.finish()
-        };
-        let key = (hash(1), hash(2));
-        *self.verified.borrow_mut().entry(key).or_insert_with(|| {
-            self.verifications.set(self.verifications.get() + 1);
-            grant.key.verify(message, signature)
-        })
+        let grant = self.nodes.get(&node);
+        grant.is_some_and(|grant| self.verified.verify(node, grant.key, message, signature))
     }
 }

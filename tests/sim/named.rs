@@ -7,7 +7,10 @@ use weft::cluster::gossip::chunk::{Builder, Chunk};
 use weft::cluster::gossip::entry::{Change, Entry, Key};
 use weft::cluster::gossip::message::{self, Frame, Row, Tag};
 use weft::cluster::gossip::{Action, Config, Event, Gossip, Sender, Status};
+use weft::tables::fdb::Station;
+use weft::tables::network::SegmentIndex;
 use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::snapshot::Tables;
 use weft::tables::store::{SegmentConfig, TableWriter};
 use weft::wire::Mac;
 
@@ -422,19 +425,7 @@ fn coalesced_update() {
 /// Endpoints that share a MAC: when one goes, the others keep their forwarding entry.
 #[test]
 fn one_mac_many_ips() {
-    let (mut writer, tables) = TableWriter::new(4789, 1);
-    let vni = weft::wire::Vni::FIRST_USER;
-    let segment = writer
-        .add_segment(SegmentConfig {
-            vni,
-            network: NET.into(),
-            mtu: 1_450,
-            subnets: vec!["10.0.1.0/24".parse().unwrap()],
-            gateways: Vec::new(),
-            gateway_mac: Mac::ZERO,
-            policy: Default::default(),
-        })
-        .unwrap();
+    let (mut writer, tables, segment) = tables();
     let mut world = cluster(2);
     let mac = Mac([2, 0, 0, 0, 0, 9]);
     let records: Vec<_> = (2..5)
@@ -659,4 +650,104 @@ fn check_in_lock() {
     assert!(alone.gossip.watch().0.is_empty());
     assert_eq!(alone.gossip.version(NET, NodeId(2)), Version::default());
     assert_eq!(alone.gossip.counters().refused_unknown_owner, 2);
+}
+
+/// Tables with one segment.
+fn tables() -> (TableWriter, std::sync::Arc<Tables>, SegmentIndex) {
+    let (mut writer, tables) = TableWriter::new(4789, 1);
+    let segment = writer.add_segment(SegmentConfig {
+        vni: weft::wire::Vni::FIRST_USER,
+        network: NET.into(),
+        mtu: 1_450,
+        subnets: vec!["10.0.1.0/24".parse().unwrap()],
+        gateways: Vec::new(),
+        gateway_mac: Mac::ZERO,
+        policy: Default::default(),
+    });
+    (writer, tables, segment.unwrap())
+}
+
+/// What was learned from traffic is in the way of no record, and takes none with it when it ages out.
+#[test]
+fn control_plane_wins() {
+    let (mut writer, tables, segment) = tables();
+    let remote = record(2, 9, "web");
+    let elsewhere = record(3, 8, "other");
+    writer.upsert_remote(&elsewhere).unwrap();
+    let vtep = tables.snapshot().vtep_by_addr[&elsewhere.vtep];
+    assert!(writer.learn(segment, remote.mac, vtep, 1));
+    writer.upsert_remote(&remote).unwrap();
+    let own = tables.snapshot().vtep_by_addr[&remote.vtep];
+    let found = || tables.fdb.view().find(segment, remote.mac);
+    assert_eq!(found(), Some(Station::Remote(own)));
+    // Traffic that says otherwise is not believed, and ageing leaves the record alone.
+    assert!(!writer.learn(segment, remote.mac, vtep, 2));
+    writer.age(10_000, 300);
+    assert_eq!(found(), Some(Station::Remote(own)));
+}
+
+/// With an endpoint both of its entries go, the station and the neighbour, and nobody else's.
+#[test]
+fn delete_from_right_table() {
+    let (mut writer, tables, segment) = tables();
+    // What one table calls an address is a MAC in the other; both have as many entries as there are endpoints.
+    let records: Vec<_> = (2..10).map(|last| record(2, last, "web")).collect();
+    for record in &records {
+        writer.upsert_remote(record).unwrap();
+    }
+    for (gone, record) in records.iter().enumerate() {
+        let left = records.len() - gone;
+        assert_eq!((tables.fdb.len(), tables.neigh.len()), (left, left));
+        writer.remove(record.vni, &record.endpoint).unwrap();
+        let view = tables.view();
+        assert_eq!(view.fdb.find(segment, record.mac), None);
+        assert_eq!(view.neigh.find(segment, record.ips[0]), None);
+    }
+    assert!(tables.fdb.is_empty() && tables.neigh.is_empty());
+}
+
+/// Readers that go through the tables in any order, and keep what they read, never stop the writer or each other.
+#[test]
+fn no_lock_inversion() {
+    let (mut writer, tables, segment) = tables();
+    let (done, finished) = std::sync::mpsc::channel();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    for forwards in [true, false] {
+        let (tables, done) = (std::sync::Arc::clone(&tables), done.clone());
+        let stop = std::sync::Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while !stop.load(ordering) {
+                let (last, mac) = (record(2, 9, "web").ips[0], Mac::from_ipv4(ip(9)));
+                if forwards {
+                    let view = tables.fdb.view();
+                    let seen = (tables.neigh.len(), tables.neigh.view().find(segment, last));
+                    std::hint::black_box((seen, view.find(segment, mac), tables.fdb.entries()));
+                } else {
+                    let view = tables.neigh.view();
+                    let seen = (tables.fdb.len(), tables.fdb.view().find(segment, mac));
+                    std::hint::black_box((seen, view.find(segment, last), tables.snapshot()));
+                }
+            }
+            done.send(()).expect("somebody waits");
+        });
+    }
+    std::thread::spawn(move || {
+        for round in 0..2_000_u64 {
+            for last in 2..12 {
+                let mut record = record(2, last, "web");
+                record.version.counter = round + 1;
+                writer.upsert_remote(&record).unwrap();
+                if round % 3 == 0 {
+                    writer.remove(record.vni, &record.endpoint).unwrap();
+                }
+            }
+        }
+        stop.store(true, ordering);
+        done.send(()).expect("somebody waits");
+    });
+    for _ in 0..3 {
+        let ended = finished.recv_timeout(std::time::Duration::from_secs(60));
+        ended.expect("writer or readers wait for each other");
+    }
 }

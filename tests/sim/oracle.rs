@@ -32,6 +32,10 @@ pub struct Ledger {
     written: BTreeMap<Place, BTreeSet<String>>,
     /// What each owner's log said at each of its versions: others must have the same at the same version.
     states: BTreeMap<(NodeId, String, Version), Vec<String>>,
+    /// Whether the managers may say that a node takes part no more, and then that it does: its log goes and comes.
+    pub logs_go: bool,
+    /// What its owner has deleted and not published again.
+    deleted: BTreeSet<Place>,
 }
 
 fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
@@ -43,10 +47,16 @@ fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
 impl Ledger {
     pub fn wrote(&mut self, owner: NodeId, record: &EndpointRecord) {
         let place = (owner, record.network.clone(), record.endpoint.clone());
+        self.deleted.remove(&place);
         self.written
             .entry(place)
             .or_default()
             .insert(content(record));
+    }
+
+    pub fn deleted(&mut self, owner: NodeId, network: &str, endpoint: &str) {
+        let place = (owner, network.to_owned(), endpoint.to_owned());
+        self.deleted.insert(place);
     }
 
     /// Where an owner's log is and what it says there.
@@ -80,6 +90,10 @@ impl Ledger {
     }
 }
 
+fn key_of(owner: NodeId, record: &EndpointRecord) -> Place {
+    (owner, record.network.clone(), record.endpoint.clone())
+}
+
 /// A consumer of one node's events, as the table writer would be.
 #[derive(Default)]
 pub struct Mirror {
@@ -87,6 +101,10 @@ pub struct Mirror {
     pub suspended: BTreeSet<NodeId>,
     /// The last version of each record that was shown.
     last: BTreeMap<Place, Version>,
+    /// What was removed after its owner had deleted it.
+    gone: BTreeSet<Place>,
+    /// What its owner may not publish, as the managers say.
+    hidden: BTreeSet<Place>,
 }
 
 impl Mirror {
@@ -113,9 +131,14 @@ impl Mirror {
                 if before.map(|(_, record)| record) != *replaced {
                     return Err(format!("{replaced:?} was not what was shown"));
                 }
-                let place = (*owner, record.network.clone(), record.endpoint.clone());
+                let place = key_of(*owner, record);
+                if ledger.is_some_and(|l| l.deleted.contains(&place)) && self.gone.contains(&place)
+                {
+                    return Err(format!("{record:?} is back although it was deleted"));
+                }
                 let last = self.last.entry(place).or_default();
-                if record.version <= *last {
+                let again = ledger.is_some_and(|ledger| ledger.logs_go) && record.version == *last;
+                if record.version <= *last && !again {
                     return Err(format!("{record:?} came after {last:?}"));
                 }
                 *last = record.version;
@@ -126,6 +149,15 @@ impl Mirror {
                 if before.as_ref() != Some(&(*owner, Arc::clone(record))) {
                     return Err(format!("removed {record:?} which was not shown"));
                 }
+                let place = key_of(*owner, record);
+                // What is hidden because of the managers' word comes back with it.
+                let hidden = self.hidden.contains(&place);
+                if hidden {
+                    self.last.remove(&place);
+                }
+                if !hidden && ledger.is_some_and(|ledger| ledger.deleted.contains(&place)) {
+                    self.gone.insert(place);
+                }
             }
             Event::Suspend(node) => {
                 self.suspended.insert(*node);
@@ -134,7 +166,10 @@ impl Mirror {
                 self.suspended.remove(node);
             }
             Event::EpochUsed(version) => return Err(format!("epoch used before: {version:?}")),
-            Event::Unauthorised { .. } | Event::Conflict(_) | Event::ConflictOver(..) => {}
+            Event::Unauthorised { owner, record, .. } => {
+                self.hidden.insert(key_of(*owner, record));
+            }
+            Event::Conflict(_) | Event::ConflictOver(..) => {}
         }
         Ok(())
     }
@@ -142,5 +177,6 @@ impl Mirror {
     /// The node left a network: it may see old versions again after it joins.
     pub fn forget(&mut self, network: &str) {
         self.last.retain(|(_, other, _), _| other != network);
+        self.gone.retain(|(_, other, _)| other != network);
     }
 }

@@ -8,15 +8,18 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use weft::cluster::NodeId;
-use weft::cluster::gossip::{Action, Config, Event, Gossip, Scope, Sender, Watch};
+use weft::cluster::gossip::{Action, Authority, Config, Event, Gossip, Scope, Sender, Watch};
+use weft::cluster::member::Membership;
 use weft::cluster::seal::{Seal, Secret};
 use weft::tables::record::{EndpointRecord, Version};
 use weft::wire::{Mac, Vni};
 
-use crate::authority::{Managers, key_of, vtep_of};
+use crate::authority::{Known, Managers, key_of, vtep_of};
+use crate::council::Council;
 use crate::detector::{Detector, Notice};
 use crate::network::{Network, Weather};
 use crate::oracle::{Ledger, Mirror, content};
+use crate::tenant::Tenant;
 
 /// What a socket's buffer holds while its agent is paused.
 const SOCKET_QUEUE: usize = 256;
@@ -29,6 +32,8 @@ pub struct Agent {
     pub seal: Seal,
     pub watch: Watch,
     pub mirror: Mirror,
+    /// None where the stand-in tells who is there.
+    pub members: Option<Membership>,
 }
 
 pub struct Node {
@@ -41,22 +46,37 @@ pub struct Node {
     /// What the agent wants to publish; survives a crash, as a state file does.
     pub wishes: BTreeMap<(String, String), EndpointRecord>,
     pub networks: BTreeSet<String>,
+    /// What it knows of the managers' state, and its part of the leases, where a run has them.
+    pub known: Option<Known>,
+    pub tenant: Option<Tenant>,
     waiting: VecDeque<Datagram>,
     wake_us: Option<u64>,
-    /// Refused seals, by reason.
+    pub member_wake_us: Option<u64>,
+    /// Refused messages, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
-#[derive(Clone)]
-struct Datagram {
-    from: usize,
-    bytes: Arc<[u8]>,
-    stream: bool,
+/// How a message travels, and to which part of an agent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Gossip,
+    GossipStream,
+    Member,
 }
 
-enum What {
+#[derive(Clone)]
+pub struct Datagram {
+    pub from: usize,
+    pub bytes: Arc<[u8]>,
+    pub kind: Kind,
+}
+
+pub enum What {
     Arrive(usize, Datagram),
     Wake(usize),
+    MemberWake(usize),
+    /// Anything else.
+    Call(Box<dyn FnOnce(&mut World)>),
     Notice {
         observer: usize,
         subject: usize,
@@ -81,8 +101,12 @@ pub struct World {
     pub rng: StdRng,
     pub nodes: Vec<Node>,
     pub managers: Managers,
+    /// The managers' state machine, in place of `managers`.
+    pub council: Option<Box<Council>>,
     pub network: Network,
     pub detector: Detector,
+    /// Whom each agent tries to join through: then the production membership runs, and the detector tells nothing.
+    pub seeds: Option<Vec<usize>>,
     pub ledger: Ledger,
     /// Whether the oracle looks at everything. Off for the largest runs, which compare at their end.
     pub strict: bool,
@@ -95,6 +119,28 @@ pub struct World {
     /// How long tombstones are kept: short ones make logs be cleaned up often.
     pub tombstone_ms: u64,
     pub bases: u64,
+    pub trace: bool,
+}
+
+impl Node {
+    /// The node with this number, which is down.
+    pub fn new(number: u64) -> Node {
+        Node {
+            id: NodeId(number),
+            epoch: 0,
+            agent: None,
+            paused: false,
+            clock_ms: 0,
+            wishes: BTreeMap::new(),
+            networks: BTreeSet::new(),
+            known: None,
+            tenant: None,
+            waiting: VecDeque::new(),
+            wake_us: None,
+            member_wake_us: None,
+            refused: BTreeMap::new(),
+        }
+    }
 }
 
 impl World {
@@ -102,20 +148,9 @@ impl World {
     pub fn new(seed: u64, count: usize) -> World {
         let mut managers = Managers::default();
         let nodes = (0..count).map(|index| {
-            let id = NodeId(index as u64 + 1);
-            managers.admit(id);
-            Node {
-                id,
-                epoch: 0,
-                agent: None,
-                paused: false,
-                clock_ms: 0,
-                wishes: BTreeMap::new(),
-                networks: BTreeSet::new(),
-                waiting: VecDeque::new(),
-                wake_us: None,
-                refused: BTreeMap::new(),
-            }
+            let node = Node::new(index as u64 + 1);
+            managers.admit(node.id);
+            node
         });
         World {
             seed,
@@ -123,8 +158,10 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             nodes: nodes.collect(),
             managers,
+            council: None,
             network: Network::new(seed, count),
             detector: Detector::PROMPT,
+            seeds: None,
             ledger: Ledger::default(),
             strict: true,
             queue: BinaryHeap::new(),
@@ -135,6 +172,7 @@ impl World {
             longest: 0,
             tombstone_ms: 30_000,
             bases: 0,
+            trace: std::env::var_os("WEFT_SIM_TRACE").is_some(),
         }
     }
 
@@ -154,7 +192,7 @@ impl World {
         node.0 as usize - 1
     }
 
-    fn addr(index: usize) -> SocketAddr {
+    pub fn addr(index: usize) -> SocketAddr {
         SocketAddr::new(vtep_of(NodeId(index as u64 + 1)), 7946)
     }
 
@@ -162,11 +200,11 @@ impl World {
         self.now_us as f64 / 1_000.0
     }
 
-    fn clock_of(&self, index: usize) -> u64 {
+    pub fn clock_of(&self, index: usize) -> u64 {
         (self.now_us / 1_000).saturating_add_signed(self.nodes[index].clock_ms)
     }
 
-    fn fail(&self, what: &str) -> ! {
+    pub fn fail(&self, what: &str) -> ! {
         panic!(
             "seed {}: {what} (at {:.1} ms; WEFT_SIM_SEED={} repeats it)",
             self.seed,
@@ -175,7 +213,7 @@ impl World {
         )
     }
 
-    fn at(&mut self, us: u64, what: What) {
+    pub fn at(&mut self, us: u64, what: What) {
         self.serial += 1;
         self.queue.push(Reverse((us, self.serial)));
         self.events.insert((us, self.serial), what);
@@ -187,8 +225,9 @@ impl World {
     pub fn boot(&mut self, index: usize) {
         let clock = self.clock_of(index);
         let seed = self.rng.random();
+        self.nodes[index].epoch += 1;
+        let members = self.fresh_membership(index, seed);
         let node = &mut self.nodes[index];
-        node.epoch += 1;
         let mut config = Config::new(node.id, node.epoch, World::addr(index), seed);
         config.tombstone_ms = self.tombstone_ms;
         assert_eq!(config.datagram_len_max, DATAGRAM_LEN_MAX);
@@ -209,10 +248,13 @@ impl World {
             seal,
             watch,
             mirror: Mirror::default(),
+            members,
         });
         node.waiting.clear();
         node.wake_us = None;
+        node.member_wake_us = None;
         self.pump(index);
+        self.tend(index);
     }
 
     /// Tells a node of all others, as its seeds would, and them of it.
@@ -237,7 +279,7 @@ impl World {
     pub fn restart(&mut self, index: usize) {
         self.boot(index);
         for other in 0..self.nodes.len() {
-            if other != index && self.nodes[other].agent.is_some() {
+            if other != index && self.nodes[other].agent.is_some() && self.seeds.is_none() {
                 self.notify(index, other, Notice::Up);
             }
         }
@@ -254,6 +296,7 @@ impl World {
     pub fn announce_to(&mut self, observer: usize, subject: usize, notice: Notice) {
         let epoch = self.nodes[subject].epoch;
         if observer != subject
+            && self.seeds.is_none()
             && let Some(delay) = self.detector.delay_ms(notice, &mut self.rng)
         {
             let what = What::Notice {
@@ -285,6 +328,7 @@ impl World {
             self.deliver(index, &datagram);
         }
         self.pump(index);
+        self.tend(index);
     }
 
     pub fn join(&mut self, index: usize, network: &str) {
@@ -337,7 +381,7 @@ impl World {
 
     /// Stages a record; the next pump sends it.
     pub fn stage(&mut self, index: usize, record: &EndpointRecord) {
-        if std::env::var_os("WEFT_SIM_TRACE").is_some() {
+        if self.trace {
             println!(
                 "{:.1} {} publishes {record:?}",
                 self.now_ms(),
@@ -364,6 +408,10 @@ impl World {
     pub fn withdraw(&mut self, index: usize, network: &str, endpoint: &str) {
         let node = &mut self.nodes[index];
         node.wishes.remove(&(network.into(), endpoint.into()));
+        // Where owners leave networks and join them again, a log may go for other reasons than a deletion.
+        if self.council.is_some() {
+            self.ledger.deleted(node.id, network, endpoint);
+        }
         if let Some(agent) = &mut node.agent {
             agent.gossip.withdraw(network, endpoint);
         }
@@ -421,7 +469,8 @@ impl World {
             return;
         }
         let mut actions = Vec::new();
-        let delay_ms = agent.gossip.poll(clock, &self.managers, &mut actions);
+        let authority = authority(&node.known, &self.managers);
+        let delay_ms = agent.gossip.poll(clock, authority, &mut actions);
         for action in actions {
             self.send(index, action);
         }
@@ -457,15 +506,7 @@ impl World {
                 }
                 let to = self.index_of(to);
                 assert_eq!(addr, World::addr(to));
-                let bytes: Arc<[u8]> = bytes.into();
-                for delay in self.network.datagram(from, to, bytes.len()) {
-                    let datagram = Datagram {
-                        from,
-                        bytes: Arc::clone(&bytes),
-                        stream: false,
-                    };
-                    self.at(self.now_us + delay, What::Arrive(to, datagram));
-                }
+                self.fly(from, to, &bytes.into(), Kind::Gossip);
             }
             Action::Stream {
                 to,
@@ -487,7 +528,7 @@ impl World {
                     let datagram = Datagram {
                         from,
                         bytes: bytes.into(),
-                        stream: true,
+                        kind: Kind::GossipStream,
                     };
                     self.at(self.now_us + delay, What::Arrive(to, datagram));
                 }
@@ -501,8 +542,8 @@ impl World {
         let Some(agent) = &mut node.agent else {
             return;
         };
-        let managers = &self.managers;
-        let known = |id: NodeId, _: u64| managers.nodes.contains_key(&id);
+        let authority = authority(&node.known, &self.managers);
+        let known = |id: NodeId, _: u64| authority.node_name(id).is_some();
         let opened = match agent.seal.open(&datagram.bytes, known) {
             Ok(opened) => opened,
             Err(error) => {
@@ -510,14 +551,18 @@ impl World {
                 return;
             }
         };
+        if datagram.kind == Kind::Member {
+            self.hear(to, &opened.payload);
+            return;
+        }
         let sender = Sender {
             node: opened.node,
             epoch: opened.epoch,
-            addr: (!datagram.stream).then(|| World::addr(datagram.from)),
+            addr: (datagram.kind == Kind::Gossip).then(|| World::addr(datagram.from)),
         };
         agent
             .gossip
-            .handle(clock, &sender, &opened.payload, managers);
+            .handle(clock, &sender, &opened.payload, authority);
     }
 
     /// The consumer of a node's events.
@@ -550,8 +595,9 @@ impl World {
         }
         let agent = self.nodes[index].agent.as_mut().expect("it was pumped");
         let ledger = self.strict.then_some(&self.ledger);
+        let news = !events.is_empty();
         for event in events {
-            if std::env::var_os("WEFT_SIM_TRACE").is_some() {
+            if self.trace {
                 println!("{now:.1} {id} {event:?}");
             }
             if self.strict
@@ -581,6 +627,9 @@ impl World {
                 }
             }
         }
+        if news {
+            self.check_shown(index);
+        }
     }
 
     /// The next thing happens, if it is before `until_us`.
@@ -604,7 +653,17 @@ impl World {
                     return true;
                 }
                 self.deliver(to, &datagram);
-                self.pump(to);
+                match datagram.kind {
+                    Kind::Member => self.tend(to),
+                    Kind::Gossip | Kind::GossipStream => self.pump(to),
+                }
+            }
+            What::Call(call) => call(self),
+            What::MemberWake(index) => {
+                if self.nodes[index].member_wake_us == Some(us) {
+                    self.nodes[index].member_wake_us = None;
+                    self.tend(index);
+                }
             }
             What::Wake(index) => {
                 if self.nodes[index].wake_us == Some(us) {
@@ -727,6 +786,9 @@ impl World {
                 self.resume(index);
             }
         }
+        if self.seeds.is_some() {
+            return;
+        }
         for index in 0..self.nodes.len() {
             // Every agent tries its seeds, for ever.
             let seed = self.rng.random_range(0..self.nodes.len());
@@ -735,6 +797,14 @@ impl World {
             }
             self.announce(index, Notice::Up);
         }
+    }
+}
+
+/// Whose word counts for a node.
+fn authority<'a>(known: &'a Option<Known>, managers: &'a Managers) -> &'a dyn Authority {
+    match known {
+        Some(known) => known,
+        None => managers,
     }
 }
 

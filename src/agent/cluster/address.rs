@@ -223,7 +223,7 @@ impl Agent {
             count,
         };
         if let Some(ipam) = self.live().node.ipam.as_mut() {
-            ipam.await_blocks(&network.id);
+            ipam.await_addresses(&network.id);
         }
         let outcome = self.propose(cluster, command).await;
         if let Some(ipam) = self.live().node.ipam.as_mut() {
@@ -271,15 +271,21 @@ impl Agent {
                 address,
             };
             if let Some(ipam) = self.live().node.ipam.as_mut() {
-                ipam.await_blocks(&network.id);
+                ipam.await_addresses(&network.id);
             }
             let outcome = self.propose(cluster, command).await;
+            let mut late = false;
             let reply = {
                 let mut live = self.live();
                 let ipam = live.node.ipam.as_mut().ok_or_else(no_leases)?;
                 match &outcome {
-                    Ok(Ok(Reply::Claimed { address, fence })) => {
-                        ipam.add_claim(&network.id, *address, *fence, endpoint);
+                    Ok(Ok(Reply::Claimed {
+                        address,
+                        fence,
+                        revision,
+                    })) => {
+                        late =
+                            !ipam.add_claim(&network.id, *address, (*fence, *revision), endpoint);
                     }
                     // It lies in a block of this node that was not known here.
                     Ok(Ok(Reply::Blocks(granted))) => {
@@ -291,7 +297,7 @@ impl Agent {
                 outcome?
             };
             match reply.map_err(|refusal| ApiError::from(&refusal))? {
-                Reply::Claimed { .. } => return Ok(()),
+                Reply::Claimed { .. } if !late => return Ok(()),
                 Reply::Wanted { holder } => {
                     if Instant::now() >= end {
                         let replica = cluster.replica();

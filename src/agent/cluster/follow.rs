@@ -105,7 +105,8 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
         }
         let ipam = live.node.ipam.as_mut();
         let lost = ipam.map_or(Vec::new(), |ipam| {
-            let lost = ipam.reconcile(&replica, cluster.me);
+            // What a follower is told confirms nothing: the manager may be cut off itself.
+            let lost = ipam.reconcile(&replica, (cluster.me, cluster.epoch), None);
             for change in &news {
                 if let Change::Scarce { network, subnet } = change {
                     ipam.scarce(network, *subnet);

@@ -258,17 +258,27 @@ async fn carry_out(agent: &Agent, cluster: &Cluster, action: Action) -> Result<(
         } => {
             return lease_ahead(agent, cluster, &network, subnet, count).await;
         }
-        Action::Release { blocks, rested } => Command::ReleaseBlocks {
+        Action::Release {
+            blocks,
+            rested,
+            fence,
+        } => Command::ReleaseBlocks {
             node,
             epoch,
             blocks,
             rested,
+            fence,
         },
-        Action::ReleaseAddresses { network, addresses } => Command::ReleaseAddresses {
+        Action::ReleaseAddresses {
+            network,
+            addresses,
+            fence,
+        } => Command::ReleaseAddresses {
             node,
             epoch,
             network,
             addresses,
+            fence,
         },
         Action::Report(blocks) => Command::ReportUse {
             node,
@@ -284,8 +294,10 @@ async fn carry_out(agent: &Agent, cluster: &Cluster, action: Action) -> Result<(
     };
     if outcome.is_ok() {
         match action {
-            Action::Release { blocks, .. } => ipam.released(&blocks),
-            Action::ReleaseAddresses { network, addresses } => {
+            Action::Release { blocks, fence, .. } => ipam.released(&blocks, fence),
+            Action::ReleaseAddresses {
+                network, addresses, ..
+            } => {
                 ipam.addresses_released(&network, &addresses);
             }
             Action::Report(blocks) => ipam.reported(&blocks),
@@ -340,14 +352,15 @@ async fn yield_wanted(agent: &Agent, cluster: &Cluster) -> Result<(), ApiError> 
         let given_up = {
             let mut live = agent.live();
             let ipam = live.node.ipam.as_mut();
-            ipam.is_some_and(|ipam| ipam.give_up(&network, address, cluster.now_ms()))
+            ipam.and_then(|ipam| ipam.give_up(&network, address, cluster.now_ms()))
         };
-        if given_up {
+        if let Some(fence) = given_up {
             let command = Command::YieldAddress {
                 node: cluster.me,
                 epoch: cluster.epoch,
                 network,
                 address,
+                fence,
             };
             // It is out of use here; who wants it asks again if this gets lost, and the block is then compared.
             let outcome = agent.propose(cluster, command).await?;

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::manager::command::{
-    Actor, Authority, COMMAND_VERSION, Command, Envelope, InitCluster, NodeWish, Settings, Stamp,
-    TokenWish,
+    Actor, Authority, Availability, COMMAND_VERSION, Command, Envelope, InitCluster, NodeStatus,
+    NodeWish, Settings, Stamp, TokenWish,
 };
 use crate::cluster::manager::ids::{Digest, Key, RequestId, Role, SecretText, VerifyKey};
+use crate::cluster::manager::nodes::Node;
 use crate::cluster::manager::reply::{Outcome, Reply};
 use crate::cluster::manager::state::State;
-use crate::cluster::manager::watch::Update;
+use crate::cluster::manager::watch::{self, Update};
 use crate::model::ident;
 use crate::model::request::{CreateNetwork, IpamConfigRequest};
 
@@ -43,6 +44,7 @@ fn granted(subnet: &Subnet, index: u128, fence: u64) -> Granted {
         len: space.block_len(),
         fence,
         except: Vec::new(),
+        revision: fence,
     }
 }
 
@@ -128,21 +130,25 @@ fn all_blocks_go_back_with_the_last_endpoint() {
     ipam.release("net", ip("10.0.1.2"), 5);
     let actions = ipam.actions(5);
     let first = |action: &Action| match action {
-        Action::Release { blocks, rested } => (blocks[0].first, *rested),
+        Action::Release { blocks, rested, .. } => (blocks[0].first, *rested),
         other => panic!("{other:?}"),
     };
     let found: Vec<_> = actions.iter().map(first).collect();
     assert_eq!(found, [(ip("10.0.1.4"), true), (ip("10.0.1.0"), false)]);
     assert_eq!(ipam.actions(5), actions, "said again until it is done");
     for action in actions {
-        if let Action::Release { blocks, .. } = action {
-            ipam.released(&blocks);
+        if let Action::Release { blocks, fence, .. } = action {
+            ipam.released(&blocks, fence);
         }
     }
+    ipam.confirmed_ms = None;
+    ipam.reconcile(&copy(3, 1, None), (node_id(0), 1), Some(0));
     assert_eq!(
         ipam,
         Ipam {
             confirmed_ms: Some(0),
+            granted_at: 2,
+            compared_at: 3,
             ..Ipam::new(REST_MS, RECLAIM_MS)
         }
     );
@@ -196,7 +202,7 @@ fn fixed_addresses_come_from_own_blocks_or_are_to_be_claimed() {
     );
     assert_eq!(take("10.0.1.1", "b"), Fixed::Claim);
     assert_eq!(take("10.0.1.77", "b"), Fixed::Claim);
-    ipam.add_claim("net", ip("10.0.1.77"), 9, "b");
+    assert!(ipam.add_claim("net", ip("10.0.1.77"), (9, 9), "b"));
     assert_eq!(
         ipam.take("net", ip("10.0.1.77"), "c", 0).unwrap(),
         Fixed::InUse {
@@ -207,6 +213,7 @@ fn fixed_addresses_come_from_own_blocks_or_are_to_be_claimed() {
     let back = Action::ReleaseAddresses {
         network: "net".into(),
         addresses: BTreeSet::from([ip("10.0.1.77")]),
+        fence: 9,
     };
     assert!(ipam.actions(0).contains(&back));
     let _ = subnet;
@@ -216,9 +223,10 @@ fn fixed_addresses_come_from_own_blocks_or_are_to_be_claimed() {
 fn an_address_others_want_is_given_up_if_it_is_unused() {
     let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 1);
     ipam.allocate("net", subnet.prefix, "a", 0).unwrap();
-    assert!(!ipam.give_up("net", ip("10.0.1.2"), 0), "in use");
-    assert!(ipam.give_up("net", ip("10.0.1.3"), 0));
-    assert!(!ipam.give_up("net", ip("10.0.1.3"), 0), "gone already");
+    assert_eq!(ipam.give_up("net", ip("10.0.1.2"), 0), None, "in use");
+    assert_eq!(ipam.give_up("net", ip("10.0.1.3"), 0), Some(1));
+    let again = ipam.give_up("net", ip("10.0.1.3"), 0);
+    assert_eq!(again, None, "gone already");
     assert!(ipam.allocate("net", subnet.prefix, "b", 0).is_err());
 }
 
@@ -234,11 +242,117 @@ fn unused_blocks_go_back_when_others_lack_them() {
             Action::Release {
                 blocks,
                 rested: true,
+                ..
             } => blocks.len(),
             _ => 0,
         })
         .sum();
     assert_eq!(released, 2);
+}
+
+/// A copy of the managers' state in which node 1 holds block 0 of a subnet, or nothing.
+fn copy(revision: u64, epoch: u64, held: Option<&Granted>) -> Replica {
+    let mut replica = Replica {
+        revision,
+        ..Replica::default()
+    };
+    let node = Node {
+        id: node_id(0),
+        number: 1,
+        name: "node1".into(),
+        vtep: ip("192.0.2.1"),
+        control: None,
+        epoch,
+        role: Role::Worker,
+        availability: Availability::Active,
+        status: NodeStatus::Ready,
+        raft_id: None,
+        certificate: Digest::from_bytes([0; 32]),
+        verify_key: VerifyKey::from_bytes([0; 32]),
+        joined_ms: 0,
+        down_since_ms: None,
+    };
+    replica.nodes.insert(node.id, node);
+    if let Some(granted) = held {
+        let lease = watch::Block {
+            node: node_id(0),
+            epoch,
+            fence: granted.fence,
+            len: granted.len,
+            used: 0,
+            except: BTreeSet::new(),
+        };
+        let blocks = replica.blocks.entry("net".into()).or_default();
+        blocks.push((granted.block.clone(), lease));
+    }
+    replica
+}
+
+#[test]
+fn a_copy_from_before_a_grant_takes_nothing() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 1);
+    ipam.allocate("net", subnet.prefix, "a", 0).unwrap();
+    let me = (node_id(0), 1);
+    assert_eq!(ipam.reconcile(&copy(0, 1, None), me, Some(1)), []);
+    let lost = ipam.reconcile(&copy(1, 1, None), me, Some(1));
+    assert_eq!(lost.len(), 1, "the managers have decided otherwise");
+}
+
+#[test]
+fn a_grant_that_comes_after_its_end_is_not_taken_in() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 0);
+    let granted = granted(&subnet, 0, 5);
+    ipam.reconcile(&copy(6, 1, None), (node_id(0), 1), Some(0));
+    ipam.add_block(&granted, &subnet);
+    assert!(ipam.allocate("net", subnet.prefix, "a", 0).is_err());
+    assert!(!ipam.add_claim("net", ip("10.0.1.9"), (5, 5), "a"));
+}
+
+/// Fetched ahead, and then the endpoints went before the answer came.
+#[test]
+fn a_block_that_comes_when_nothing_is_in_use_goes_back() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 0);
+    let granted = granted(&subnet, 0, 5);
+    ipam.add_block(&granted, &subnet);
+    ipam.reconcile(&copy(5, 1, Some(&granted)), (node_id(0), 1), Some(0));
+    let back = ipam.actions(0);
+    assert!(matches!(back[..], [Action::Release { fence: 5, .. }]));
+}
+
+/// The copy is from before the release, and the network is in use again.
+#[test]
+fn a_block_that_was_taken_back_does_not_come_again() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 1);
+    let old = granted(&subnet, 0, 1);
+    ipam.scarce("net", subnet.prefix);
+    ipam.released(std::slice::from_ref(&old.block), 0);
+    assert_eq!(ipam.actions(0).len(), 1, "an older release was not of it");
+    ipam.released(std::slice::from_ref(&old.block), 1);
+    assert!(ipam.add_claim("net", ip("10.0.1.77"), (2, 2), "a"));
+    let mut copy = copy(2, 1, Some(&old));
+    let claim = watch::Claim {
+        node: node_id(0),
+        epoch: 1,
+        fence: 2,
+    };
+    let claims = copy.claims.entry("net".into()).or_default();
+    claims.insert(ip("10.0.1.77"), claim);
+    ipam.reconcile(&copy, (node_id(0), 1), Some(0));
+    assert!(ipam.allocate("net", subnet.prefix, "b", 0).is_err());
+}
+
+#[test]
+fn after_a_restart_nothing_is_given_out_until_managers_know_of_it() {
+    let (mut ipam, subnet) = with_blocks("10.0.1.0/24", 1);
+    ipam.allocate("net", subnet.prefix, "b", 0).unwrap();
+    ipam.restart(10);
+    let get = |ipam: &mut Ipam| ipam.allocate("net", subnet.prefix, "a", 20);
+    assert_eq!(get(&mut ipam), Err(Short::NeverConfirmed));
+    let granted = granted(&subnet, 0, 1);
+    ipam.reconcile(&copy(7, 1, Some(&granted)), (node_id(0), 2), Some(20));
+    assert_eq!(get(&mut ipam), Err(Short::NeverConfirmed));
+    ipam.reconcile(&copy(8, 2, Some(&granted)), (node_id(0), 2), Some(20));
+    assert!(get(&mut ipam).is_ok());
 }
 
 /// A node's side: what it thinks it has.
@@ -360,8 +474,10 @@ impl World {
     fn sync(&mut self, n: usize) {
         let side = &mut self.sides[n];
         side.replica.take(Update::Snapshot(self.state.view()));
-        side.ipam.confirm(self.now_ms);
-        for lost in side.ipam.reconcile(&side.replica, node_id(n)) {
+        for lost in side
+            .ipam
+            .reconcile(&side.replica, (node_id(n), side.epoch), Some(self.now_ms))
+        {
             side.endpoints.remove(&lost.endpoint);
         }
     }
@@ -383,17 +499,27 @@ impl World {
                     subnet: Some(subnet),
                     count,
                 },
-                Action::Release { blocks, rested } => Command::ReleaseBlocks {
+                Action::Release {
+                    blocks,
+                    rested,
+                    fence,
+                } => Command::ReleaseBlocks {
                     node,
                     epoch,
                     blocks,
                     rested,
+                    fence,
                 },
-                Action::ReleaseAddresses { network, addresses } => Command::ReleaseAddresses {
+                Action::ReleaseAddresses {
+                    network,
+                    addresses,
+                    fence,
+                } => Command::ReleaseAddresses {
                     node,
                     epoch,
                     network,
                     addresses,
+                    fence,
                 },
                 Action::Report(blocks) => Command::ReportUse {
                     node,
@@ -410,8 +536,13 @@ impl World {
                 (_, Ok(Reply::Blocks(blocks))) => {
                     blocks.iter().for_each(|b| ipam.add_block(b, &self.subnet));
                 }
-                (Action::Release { blocks, .. }, Ok(_)) => ipam.released(&blocks),
-                (Action::ReleaseAddresses { network, addresses }, Ok(_)) => {
+                (Action::Release { blocks, fence, .. }, Ok(_)) => ipam.released(&blocks, fence),
+                (
+                    Action::ReleaseAddresses {
+                        network, addresses, ..
+                    },
+                    Ok(_),
+                ) => {
                     ipam.addresses_released(&network, &addresses);
                 }
                 (Action::Report(blocks), Ok(_)) => ipam.reported(&blocks),
@@ -468,17 +599,19 @@ impl World {
                     address,
                 });
                 match outcome {
-                    Ok(Reply::Claimed { fence, .. }) => {
-                        self.sides[n]
-                            .ipam
-                            .add_claim(&network, address, fence, endpoint);
+                    Ok(Reply::Claimed {
+                        fence, revision, ..
+                    }) => {
+                        let place = (fence, revision);
+                        let ipam = &mut self.sides[n].ipam;
+                        if !ipam.add_claim(&network, address, place, endpoint) {
+                            return;
+                        }
                     }
                     Ok(Reply::Wanted { holder }) => {
                         let other = holder.bits() as usize - 1;
-                        if self.sides[other]
-                            .ipam
-                            .give_up(&network, address, self.now_ms)
-                        {
+                        let ipam = &mut self.sides[other].ipam;
+                        if let Some(fence) = ipam.give_up(&network, address, self.now_ms) {
                             let (node, epoch) = (holder, self.sides[other].epoch);
                             let network = network.clone();
                             let give = Command::YieldAddress {
@@ -486,6 +619,7 @@ impl World {
                                 epoch,
                                 network,
                                 address,
+                                fence,
                             };
                             self.run(give).unwrap();
                         }

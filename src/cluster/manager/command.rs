@@ -301,6 +301,10 @@ pub enum Command {
         blocks: Vec<BlockRef>,
         /// None of their addresses was in use for as long as an address has to rest.
         rested: bool,
+        /// The latest of their fences. What the node has got since stays its own: this may come late, after the
+        /// node has given up waiting and got the same again.
+        #[serde(default = "any_fence")]
+        fence: u64,
     },
     /// A node tells how much of its blocks is in use, for reports and errors.
     ReportUse {
@@ -332,6 +336,9 @@ pub enum Command {
         network: String,
         /// The addresses.
         addresses: BTreeSet<IpAddr>,
+        /// As of [`Command::ReleaseBlocks`].
+        #[serde(default = "any_fence")]
+        fence: u64,
     },
     /// A node gives up an unused address of a block it holds, because another wants that one.
     YieldAddress {
@@ -343,6 +350,9 @@ pub enum Command {
         network: String,
         /// The address.
         address: IpAddr,
+        /// That of the block's lease; a later lease has the address again.
+        #[serde(default = "any_fence")]
+        fence: u64,
     },
 
     /// A new token beside those there are.
@@ -363,6 +373,11 @@ pub enum Command {
     AuthorityRotate(Box<Authority>),
     /// Does what is due: takes back addresses, ends rests, drops dead tokens.
     Tick,
+}
+
+/// Of commands from before fences were in them.
+fn any_fence() -> u64 {
+    u64::MAX
 }
 
 /// Everything a cluster begins with.

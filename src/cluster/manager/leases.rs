@@ -225,16 +225,19 @@ impl Cluster {
             len,
             fence,
             except: except.into_iter().collect(),
+            revision: scene.revision,
         }
     }
 
-    /// Takes blocks back from a node. `rested` says that none of their addresses was in use of late.
+    /// Takes blocks back from a node, but for those it has got anew. `rested` says that none of their addresses was
+    /// in use of late.
     pub(super) fn release_blocks(
         &mut self,
         scene: &mut Scene<'_>,
         node: NodeId,
         blocks: &[BlockRef],
         rested: bool,
+        fence: u64,
     ) -> Outcome {
         check_len("blocks", blocks.len())?;
         let until_ms = self.rest_until(scene);
@@ -244,7 +247,7 @@ impl Cluster {
                 continue;
             };
             match leases.blocks.get(&block.first) {
-                Some(BlockState::Held(held)) if held.node == node => {}
+                Some(BlockState::Held(held)) if held.node == node && held.fence <= fence => {}
                 _ => continue,
             }
             if rested {
@@ -293,7 +296,7 @@ impl Cluster {
         address: IpAddr,
     ) -> Outcome {
         let now_ms = scene.stamp.cluster_ms;
-        let epoch = self.node(node)?.epoch;
+        self.node(node)?;
         let network = self.network(network)?.clone();
         let Some(subnet) = network.subnets().find(|s| s.prefix.contains(address)) else {
             let subnets: Vec<String> = network.subnets().map(|s| s.prefix.to_string()).collect();
@@ -313,13 +316,9 @@ impl Cluster {
         }
         let leases = self.leases_of(&network.id, subnet.prefix);
         match leases.claims.get(&address) {
-            Some(ClaimState::Held {
-                node: owner, fence, ..
-            }) if *owner == node => {
-                return Ok(Reply::Claimed {
-                    address,
-                    fence: *fence,
-                });
+            // It may have given the claim back, and that is still on its way: the new fence keeps it off.
+            Some(ClaimState::Held { node: owner, .. }) if *owner == node => {
+                return Ok(self.hold_claim(scene, &network.id, subnet, address, node));
             }
             Some(ClaimState::Held { node: owner, .. }) => {
                 let owner = *owner;
@@ -342,17 +341,33 @@ impl Cluster {
             }
             _ => {}
         }
+        Ok(self.hold_claim(scene, &network.id, subnet, address, node))
+    }
+
+    fn hold_claim(
+        &mut self,
+        scene: &mut Scene<'_>,
+        network: &str,
+        subnet: &Subnet,
+        address: IpAddr,
+        node: NodeId,
+    ) -> Reply {
+        let epoch = self.nodes.get(&node).map_or(0, |node| node.epoch);
         let fence = self.next_fence();
-        let leases = self.leases_of(&network.id, subnet.prefix);
+        let leases = self.leases_of(network, subnet.prefix);
         leases
             .claims
             .insert(address, ClaimState::Held { node, epoch, fence });
         scene.changes.push(Change::Claim {
-            network: network.id.clone(),
+            network: network.to_owned(),
             address,
             claim: Claim { node, epoch, fence },
         });
-        Ok(Reply::Claimed { address, fence })
+        Reply::Claimed {
+            address,
+            fence,
+            revision: scene.revision,
+        }
     }
 
     /// The address is in a block that somebody holds: the node itself, which then needs no claim, or
@@ -378,7 +393,11 @@ impl Cluster {
                 len: Space::new(subnet).block_len(),
                 fence: held.fence,
                 except: held.except.iter().copied().collect(),
+                revision: scene.revision,
             };
+            // Nothing changes, but followers have to get as far as the answer says.
+            let change = Change::Block(granted.block.clone(), held.view(granted.len));
+            scene.changes.push(change);
             return Ok(Reply::Blocks(vec![granted]));
         }
         let up = self.nodes.get(&held.node).is_some_and(|n| n.is_ready());
@@ -400,6 +419,7 @@ impl Cluster {
         node: NodeId,
         network: &str,
         addresses: &BTreeSet<IpAddr>,
+        fence: u64,
     ) -> Outcome {
         check_len("addresses", addresses.len())?;
         let until_ms = self.rest_until(scene);
@@ -411,7 +431,7 @@ impl Cluster {
                 .flat_map(|n| n.values_mut())
             {
                 let own = matches!(leases.claims.get(address),
-                    Some(ClaimState::Held { node: owner, .. }) if *owner == node);
+                    Some(ClaimState::Held { node: owner, fence: of, .. }) if *owner == node && *of <= fence);
                 if own {
                     let rest = ClaimState::Resting(Resting { node, until_ms });
                     leases.claims.insert(*address, rest);
@@ -432,6 +452,7 @@ impl Cluster {
         node: NodeId,
         network: &str,
         address: IpAddr,
+        fence: u64,
     ) -> Outcome {
         let not_held = Refusal::NotHeld {
             node: self.node(node)?.name.clone(),
@@ -446,7 +467,7 @@ impl Cluster {
         let len = Space::new(subnet).block_len();
         let leases = self.leases_of(&network.id, subnet.prefix);
         match leases.blocks.get_mut(&first) {
-            Some(BlockState::Held(held)) if held.node == node => {
+            Some(BlockState::Held(held)) if held.node == node && held.fence <= fence => {
                 held.except.insert(address);
                 let block = BlockRef {
                     network: network.id.clone(),

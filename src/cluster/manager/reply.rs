@@ -53,6 +53,9 @@ pub enum Reply {
         address: IpAddr,
         /// Greater than that of any lease before.
         fence: u64,
+        /// As of this place in the managers' log.
+        #[serde(default)]
+        revision: u64,
     },
     /// Another node holds the address in a block and does not use it, as far as is known. It has been
     /// asked to give it up: ask again in a moment, with a new request.
@@ -73,6 +76,9 @@ pub struct Granted {
     pub fence: u64,
     /// Addresses in it that others have claimed.
     pub except: Vec<IpAddr>,
+    /// As of this place in the managers' log: what is known of earlier ones says nothing about it.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// A node and how much of something it has.

@@ -71,6 +71,7 @@ pub struct Cluster {
 /// Where and when a command takes effect, and what it changes for watchers.
 pub(super) struct Scene<'a> {
     pub(super) stamp: Stamp,
+    pub(super) revision: u64,
     pub(super) changes: &'a mut Vec<Change>,
 }
 
@@ -184,6 +185,7 @@ impl State {
     fn run(&mut self, command: &Command, changes: &mut Vec<Change>) -> Outcome {
         let mut scene = Scene {
             stamp: self.clock,
+            revision: self.revision,
             changes,
         };
         if let Command::Init(wish) = command {
@@ -398,9 +400,10 @@ impl Cluster {
                 epoch,
                 blocks,
                 rested,
+                fence,
             } => {
                 self.check_epoch(*node, *epoch)?;
-                self.release_blocks(scene, *node, blocks, *rested)
+                self.release_blocks(scene, *node, blocks, *rested, *fence)
             }
             Command::ReportUse {
                 node,
@@ -428,18 +431,20 @@ impl Cluster {
                 epoch,
                 network,
                 addresses,
+                fence,
             } => {
                 self.check_epoch(*node, *epoch)?;
-                self.release_addresses(scene, *node, network, addresses)
+                self.release_addresses(scene, *node, network, addresses, *fence)
             }
             Command::YieldAddress {
                 node,
                 epoch,
                 network,
                 address,
+                fence,
             } => {
                 self.check_epoch(*node, *epoch)?;
-                self.yield_address(scene, *node, network, *address)
+                self.yield_address(scene, *node, network, *address, *fence)
             }
             _ => Ok(Reply::Done),
         }
@@ -512,7 +517,6 @@ impl Cluster {
         let networks = self.catalog.networks.values().cloned();
         changes.extend(networks.map(|network| Change::Network(Box::new(network))));
         changes.extend(self.lease_views());
-        changes.push(Change::LastFence(self.last_fence));
         changes.push(Change::Keys(self.keys.clone()));
         changes.extend(self.network_key_views());
     }

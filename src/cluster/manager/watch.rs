@@ -108,8 +108,6 @@ pub enum Change {
         /// The one that seals comes first. None: the node takes part no more.
         keys: Vec<Key>,
     },
-    /// The greatest fence that was ever given out. Only in a snapshot: after it, leases tell by themselves.
-    LastFence(u64),
     /// A hint to the holder of a block: give this address up if it is unused.
     Wanted {
         /// The holder.
@@ -221,9 +219,6 @@ pub struct Replica {
     pub blocks: BTreeMap<String, Vec<(BlockRef, Block)>>,
     /// Claimed addresses, by network.
     pub claims: BTreeMap<String, BTreeMap<IpAddr, Claim>>,
-    /// The greatest fence of any lease that was given out up to here: one above it is younger than all this.
-    #[serde(default)]
-    pub last_fence: u64,
     /// The gossip ring.
     pub keys: Option<KeyRing>,
     /// The keys of the networks that this node takes part in; the one that seals comes first.
@@ -313,9 +308,7 @@ impl Replica {
                 self.claims.remove(id);
                 self.network_keys.remove(id);
             }
-            Change::LastFence(fence) => self.last_fence = self.last_fence.max(*fence),
             Change::Block(at, block) => {
-                self.last_fence = self.last_fence.max(block.fence);
                 let blocks = self.blocks.entry(at.network.clone()).or_default();
                 match blocks.binary_search_by_key(&at.first, |(at, _)| at.first) {
                     Ok(index) => blocks[index].1 = block.clone(),
@@ -332,7 +325,6 @@ impl Replica {
                 address,
                 claim,
             } => {
-                self.last_fence = self.last_fence.max(claim.fence);
                 let claims = self.claims.entry(network.clone()).or_default();
                 claims.insert(*address, *claim);
             }

@@ -17,7 +17,12 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
 
-use foca::{Config, Foca, NoCustomBroadcast, Notification, PeriodicParams, Runtime, State, Timer};
+use bytes::BufMut;
+use foca::Codec as _;
+use foca::{
+    Config, Foca, Header, Message, NoCustomBroadcast, Notification, PeriodicParams, Runtime, State,
+    Timer,
+};
 
 use super::NodeId;
 use super::dice::Dice;
@@ -120,6 +125,8 @@ const REMEMBER_FAILED: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONELY: Duration = Duration::from_secs(2);
 /// Members of old tried each time.
 const LONELY_TRIES: usize = 4;
+/// Suspects told each time.
+const TOLD_AT_ONCE: usize = 8;
 /// Seeds at most, and members of old tried like seeds.
 const SEEDS_MAX: usize = 1024;
 
@@ -148,6 +155,8 @@ pub struct Membership {
     sized_for: usize,
     /// When members of old are tried next, should nobody be heard.
     lonely_at: Duration,
+    /// When suspects are told next.
+    tell_at: Duration,
 }
 
 /// What SWIM asks for while it runs.
@@ -156,6 +165,9 @@ struct World {
     now: Duration,
     timers: BTreeMap<(Duration, u64), Timer<Identity>>,
     count: u64,
+    /// Whether SWIM runs: it does while somebody is alive, and stops when this node begins another life, until it is
+    /// heard by somebody. Members it takes for alive then may be gone, and nobody probes them.
+    connected: bool,
     out: VecDeque<Transmit>,
     events: VecDeque<MemberEvent>,
 }
@@ -166,8 +178,12 @@ impl Runtime<Identity> for World {
             Notification::MemberUp(id) => MemberEvent::Up(*id),
             Notification::MemberDown(id) => MemberEvent::Failed(*id),
             Notification::Rename(_, id) => MemberEvent::Renewed(*id),
-            Notification::Rejoin(id) => MemberEvent::Rejoined(*id),
-            Notification::Active | Notification::Idle | Notification::Defunct => return,
+            Notification::Rejoin(id) => {
+                self.connected = false;
+                MemberEvent::Rejoined(*id)
+            }
+            Notification::Active => return self.connected = true,
+            Notification::Idle | Notification::Defunct => return self.connected = false,
         };
         self.events.push_back(event);
     }
@@ -203,6 +219,7 @@ impl Membership {
             heal_at: now,
             sized_for,
             lonely_at: now,
+            tell_at: now,
         }
     }
 
@@ -271,8 +288,13 @@ impl Membership {
         }
         match *kind {
             KIND_SWIM => {
-                let header = foca::Codec::decode_header(&mut Codec, rest)?;
+                let header = Codec.decode_header(rest)?;
                 self.refuse_own_number(&header.src)?;
+                let me = self.me();
+                if header.dst.node == me.node && header.dst != me {
+                    // To an earlier life, which SWIM does not answer: the sender missed that there is another.
+                    self.send_own(KIND_ANSWER, header.src.addr, me.addr);
+                }
                 let taken = self.foca.handle_data(rest, &mut self.world);
                 self.resize();
                 taken.map_err(|error| MemberError::Refused(error.to_string()))
@@ -310,6 +332,7 @@ impl Membership {
         }
         self.ask_seeds();
         self.try_members_of_old();
+        self.tell_suspects();
         if self.unhealthy > 0 && now >= self.heal_at {
             self.unhealthy -= 1;
             self.heal_at = now + HEALING;
@@ -341,6 +364,8 @@ impl Membership {
     pub fn leave(&mut self, now: Duration) {
         self.advance(now);
         self.seeds.clear();
+        // It looks for nobody any more.
+        self.lonely_at = Duration::MAX;
         if let Err(error) = self.foca.leave_cluster(&mut self.world) {
             tracing::debug!(%error, "leaving the membership");
         }
@@ -350,8 +375,10 @@ impl Membership {
     /// Moves the clock, and what is late with it.
     fn advance(&mut self, now: Duration) {
         let before = self.next_wake();
-        self.world.now = self.world.now.max(now);
-        let late = before.map_or(Duration::ZERO, |due| now.saturating_sub(due));
+        // What was late at the last call was put off then, however much is received before the next poll.
+        let seen = self.world.now;
+        self.world.now = seen.max(now);
+        let late = before.map_or(Duration::ZERO, |due| now.saturating_sub(due.max(seen)));
         if late < self.config.probe_rtt / 2 {
             return;
         }
@@ -372,7 +399,8 @@ impl Membership {
         if !due {
             return;
         }
-        let alive: Vec<Identity> = self.foca.iter_members().map(|m| *m.id()).collect();
+        let alive = self.foca.iter_members().filter(|_| self.world.connected);
+        let alive: Vec<Identity> = alive.map(|m| *m.id()).collect();
         let mut ask = Vec::new();
         for seed in self.seeds.iter_mut().filter(|seed| seed.next <= now) {
             let heard = |id: &&Identity| id.addr == seed.addr || Some(id.node) == seed.answered;
@@ -396,7 +424,7 @@ impl Membership {
         }
     }
 
-    /// SWIM itself tries failed members while others are alive, but not once all have failed.
+    /// SWIM itself tries failed members while it runs, but not once all have failed, or it began another life.
     fn try_members_of_old(&mut self) {
         if !self.is_lonely() || self.lonely_at > self.world.now {
             return;
@@ -411,9 +439,38 @@ impl Membership {
         }
     }
 
-    /// Whether there were members and none is left.
+    /// Whom this node suspects is told so, and objects if it can. SWIM itself would never end a suspicion that it held
+    /// when it began another life, and objections come sooner (the buddy system of Lifeguard).
+    fn tell_suspects(&mut self) {
+        if self.tell_at > self.world.now {
+            return;
+        }
+        self.tell_at = self.world.now + self.config.probe_period;
+        let members = self.foca.iter_membership_state();
+        let suspects = members.filter(|member| member.state() == State::Suspect);
+        for suspect in suspects.take(TOLD_AT_ONCE) {
+            let header = Header {
+                src: *self.foca.identity(),
+                // Of no weight, so that it never ends a suspicion of this node.
+                src_incarnation: 0,
+                dst: *suspect.id(),
+                message: Message::Gossip,
+            };
+            let mut bytes = vec![KIND_SWIM];
+            let written = Codec.encode_header(&header, &mut bytes).and_then(|()| {
+                bytes.put_u16(1);
+                Codec.encode_member(suspect, &mut bytes)
+            });
+            if written.is_ok() {
+                let to = suspect.id().addr;
+                self.world.out.push_back(Transmit { to, bytes });
+            }
+        }
+    }
+
+    /// Whether there were members and none is heard.
     fn is_lonely(&self) -> bool {
-        self.foca.iter_members().next().is_none() && self.foca.iter_membership_state().len() > 0
+        !self.world.connected && self.foca.iter_membership_state().len() > 0
     }
 
     /// A message that says who this node is, and which address was asked.

@@ -295,6 +295,71 @@ fn a_restart_is_a_new_epoch() {
     assert_eq!(net.failures(), []);
 }
 
+/// 1 and 2 know each other; 1 has started again without seeds, and 2 has not heard of it.
+fn one_restarted_alone() -> Net {
+    let mut net = Net::joined(3, 7);
+    net.dead.insert(2);
+    net.run(MS(8000));
+    let config = MemberConfig::default();
+    net.nodes[0] = Membership::new(identity(0, 2), &config, 77, net.now);
+    net
+}
+
+#[test]
+fn who_speaks_to_an_earlier_life_is_told_of_the_present_one() {
+    let mut net = one_restarted_alone();
+    net.heal(MS(1200));
+    assert!(net.failures().iter().all(|(_, _, node)| *node == 3));
+}
+
+/// Told that it is dead by one that is dead itself, it begins another life among members that are no more.
+#[test]
+fn another_life_begins_although_nobody_known_lives_on() {
+    let mut net = one_restarted_alone();
+    let header = Header {
+        src: identity(2, 1),
+        src_incarnation: 0,
+        dst: net.nodes[1].me(),
+        message: Message::TurnUndead,
+    };
+    let mut bytes = vec![KIND_SWIM];
+    Codec.encode_header(&header, &mut bytes).unwrap();
+    net.nodes[1].receive(net.now, &bytes).unwrap();
+    assert_eq!(net.nodes[1].me().life, 1);
+    net.lost = 1000;
+    net.run(MS(200));
+    net.lost = 0;
+    net.heal(MS(5000));
+}
+
+/// Nobody but the one who holds it knows of it, and its time was forgotten.
+#[test]
+fn a_suspicion_that_time_does_not_end_is_objected_to() {
+    let mut net = Net::joined(3, 11);
+    let node = &mut net.nodes[0];
+    let suspect = foca::Member::new(identity(1, 1), 0, State::Suspect);
+    let told = node
+        .foca
+        .apply_many(std::iter::once(suspect), false, &mut node.world);
+    told.unwrap();
+    assert_eq!(net.alive(0), 1);
+    net.heal(MS(1000));
+}
+
+#[test]
+fn a_stop_counts_once_however_much_was_waiting() {
+    let mut net = Net::joined(3, 12);
+    let node = &mut net.nodes[1];
+    let now = net.now + Duration::from_secs(10);
+    for _ in 0..30 {
+        let _refused = node.receive(now, &[]);
+    }
+    assert_eq!(node.unhealthy(), 1);
+    node.poll(now);
+    let latest = node.world.timers.keys().next().map(|(due, _)| *due);
+    assert!(latest.is_some_and(|due| due <= now + MS(600)));
+}
+
 #[test]
 fn a_node_that_leaves_is_known_to_have_left_at_once() {
     let mut net = Net::joined(5, 6);

@@ -95,6 +95,7 @@ fn release(n: u8) -> Request {
         epoch: 1,
         blocks: Vec::<BlockRef>::new(),
         rested: true,
+        fence: u64::MAX,
     })
 }
 

@@ -671,6 +671,7 @@ impl Churn {
                     epoch: 1,
                     blocks: blocks.clone(),
                     rested: true,
+                    fence: u64::MAX,
                 });
                 // Before it is asked for: another node may have them before this one hears of it.
                 self.told

@@ -208,6 +208,18 @@ impl Fixture {
         })
     }
 
+    fn unclaim(&mut self, n: u8, network: &str, address: &str, fence: u64) {
+        let (node, epoch) = (node_id(n), self.epoch(n));
+        let release = Command::ReleaseAddresses {
+            node,
+            epoch,
+            network: network.into(),
+            addresses: BTreeSet::from([address.parse().unwrap()]),
+            fence,
+        };
+        self.run(release).unwrap();
+    }
+
     fn release(&mut self, n: u8, blocks: Vec<BlockRef>, rested: bool) {
         let (node, epoch) = (node_id(n), self.epoch(n));
         let release = Command::ReleaseBlocks {
@@ -215,6 +227,7 @@ impl Fixture {
             epoch,
             blocks,
             rested,
+            fence: u64::MAX,
         };
         self.run(release).unwrap();
     }
@@ -632,6 +645,7 @@ fn what_comes_from_an_earlier_life_of_a_node_is_refused() {
         epoch: 1,
         blocks: vec![old[0].block.clone()],
         rested: true,
+        fence: u64::MAX,
     });
     let stale = stale.unwrap_err();
     assert_eq!(stale.code(), ErrorCode::StaleEpoch);
@@ -693,7 +707,15 @@ fn a_fixed_address_is_claimed_or_its_holder_is_asked() {
     let id = network.id.as_str();
     let own = fixture.lease(2, id, 1).unwrap();
     let claimed = fixture.claim(3, id, "10.0.1.77").unwrap();
-    assert_eq!(fixture.claim(3, id, "10.0.1.77").unwrap(), claimed);
+    let again = fixture.claim(3, id, "10.0.1.77").unwrap();
+    let (Reply::Claimed { fence: a, .. }, Reply::Claimed { fence: b, .. }) = (&claimed, &again)
+    else {
+        panic!("{claimed:?} {again:?}");
+    };
+    assert!(a < b);
+    // A release from before does not take it.
+    fixture.unclaim(3, id, "10.0.1.77", *a);
+    assert_eq!(fixture.holder(id, "10.0.1.77"), Some(node_id(3)));
     let taken = fixture.claim(2, id, "10.0.1.77").unwrap_err();
     assert_eq!(taken.to_string(), "10.0.1.77 belongs to node \"node3\"");
     for (address, words) in [
@@ -706,7 +728,10 @@ fn a_fixed_address_is_claimed_or_its_holder_is_asked() {
         assert!(refusal.to_string().contains(words), "{refusal}");
         assert_eq!(refusal.code(), ErrorCode::InvalidAddress);
     }
-    assert_eq!(fixture.claim(2, id, "10.0.1.2"), Ok(Reply::Blocks(own)));
+    match fixture.claim(2, id, "10.0.1.2").unwrap() {
+        Reply::Blocks(blocks) => assert_eq!(blocks[0].fence, own[0].fence),
+        other => panic!("{other:?}"),
+    }
     let wanted = Ok(Reply::Wanted { holder: node_id(2) });
     assert_eq!(fixture.claim(3, id, "10.0.1.3"), wanted);
     fixture
@@ -715,6 +740,7 @@ fn a_fixed_address_is_claimed_or_its_holder_is_asked() {
             epoch: 1,
             network: id.into(),
             address: "10.0.1.3".parse().unwrap(),
+            fence: own[0].fence,
         })
         .unwrap();
     assert!(matches!(
@@ -733,8 +759,40 @@ fn a_fixed_address_is_claimed_or_its_holder_is_asked() {
         epoch: 1,
         network: id.into(),
         address: "10.0.1.2".parse().unwrap(),
+        fence: u64::MAX,
     });
     assert_eq!(not_mine.unwrap_err().code(), ErrorCode::LeaseLost);
+}
+
+/// The node gave up waiting, asked again, and got the block anew before the first release came through.
+#[test]
+fn a_late_release_does_not_take_what_was_got_since() {
+    let mut fixture = Fixture::with_nodes(2);
+    let network = fixture.create("a", &["10.0.1.0/30"]).unwrap();
+    let id = network.id.as_str();
+    let first = fixture.lease(2, id, 1).unwrap().remove(0);
+    let at = first.block.first.to_string();
+    fixture.release(2, vec![first.block.clone()], true);
+    let second = fixture.lease(2, id, 1).unwrap().remove(0);
+    assert_eq!(second.block, first.block);
+    let late = Command::ReleaseBlocks {
+        node: node_id(2),
+        epoch: 1,
+        blocks: vec![first.block.clone()],
+        rested: true,
+        fence: first.fence,
+    };
+    fixture.run(late).unwrap();
+    assert_eq!(fixture.holder(id, &at), Some(node_id(2)));
+    let late = Command::YieldAddress {
+        node: node_id(2),
+        epoch: 1,
+        network: id.into(),
+        address: first.block.first,
+        fence: first.fence,
+    };
+    assert_eq!(fixture.run(late).unwrap_err().code(), ErrorCode::LeaseLost);
+    assert_eq!(fixture.holder(id, &at), Some(node_id(2)));
 }
 
 #[test]
@@ -743,14 +801,7 @@ fn a_released_claim_rests_and_is_in_nobodys_block_meanwhile() {
     let network = fixture.create("a", &["10.0.1.0/24"]).unwrap();
     let id = network.id.as_str();
     fixture.claim(2, id, "10.0.1.3").unwrap();
-    fixture
-        .run(Command::ReleaseAddresses {
-            node: node_id(2),
-            epoch: 1,
-            network: id.into(),
-            addresses: BTreeSet::from(["10.0.1.3".parse().unwrap()]),
-        })
-        .unwrap();
+    fixture.unclaim(2, id, "10.0.1.3", u64::MAX);
     let block = &fixture.lease(3, id, 1).unwrap()[0];
     assert_eq!(block.except, ["10.0.1.3".parse::<IpAddr>().unwrap()]);
     let rests = fixture.claim(3, id, "10.0.1.3").unwrap_err();
@@ -987,13 +1038,15 @@ proptest! {
                     let (id, epoch) = (node_id(node), fixture.epoch(node));
                     let addresses = BTreeSet::from([address(network, last)]);
                     let network = ids[network as usize].clone();
-                    fixture.run(Command::ReleaseAddresses { node: id, epoch, network, addresses }).unwrap();
+                    let fence = u64::MAX;
+                    fixture.run(Command::ReleaseAddresses { node: id, epoch, network, addresses, fence }).unwrap();
                 }
                 Step::Yield { node, network, last } => {
                     let (id, epoch, address) = (node_id(node), fixture.epoch(node), address(network, last));
                     let network = ids[network as usize].clone();
                     rested.insert((network.clone(), address));
-                    let _ = fixture.run(Command::YieldAddress { node: id, epoch, network, address });
+                    let fence = u64::MAX;
+                    let _ = fixture.run(Command::YieldAddress { node: id, epoch, network, address, fence });
                 }
                 Step::Restart { node, kept } => {
                     let epoch = fixture.epoch(node) + 1;
