@@ -5,6 +5,7 @@ mod lab_support;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use lab_support::{Guard, can_make_labs, eventually, long, note, quiet};
@@ -16,6 +17,13 @@ use weft::frontend::client::{Client, block_on};
 use weft::lab::Lab;
 use weft::lab::ping::Pinger;
 use weft::lab::space;
+
+/// Held by every test, and alone by the one that makes the machine busy: the others' bars are of an idle one.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a ping is tried.
@@ -96,6 +104,7 @@ fn a_network_made_on_one_node_carries_traffic_on_others_at_once() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let sizes: &[usize] = if long() { &[3, 16] } else { &[3] };
     for nodes in sizes.iter().copied() {
         let guard = Guard::new();
@@ -156,6 +165,7 @@ fn a_moved_endpoint_is_reached_at_its_new_place() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let lab = guard
         .up(|options| (options.nodes, options.managers) = (3, 1))
@@ -194,6 +204,7 @@ fn a_killed_node_is_noticed_and_comes_back() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let mut lab = guard
         .up(|options| {
@@ -271,6 +282,7 @@ fn a_dead_leader_is_replaced_within_two_seconds() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let mut lab = guard
         .up(|options| (options.nodes, options.managers) = (3, 3))
@@ -307,6 +319,7 @@ fn without_a_majority_changes_are_refused_and_traffic_is_not() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let mut lab = guard
         .up(|options| {
@@ -358,6 +371,7 @@ fn after_a_partition_all_traffic_is_back_within_five_seconds() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let mut lab = guard
         .up(|options| {
@@ -367,7 +381,7 @@ fn after_a_partition_all_traffic_is_back_within_five_seconds() {
         .unwrap();
     assert_eq!(silent_pairs(&lab), []);
     let cuts: &[&[&str]] = match long() {
-        true => &[&["n1"], &["n4"], &["n1", "n2"]],
+        true => &[&["n1", "n4"], &["n2"]],
         false => &[&["n1", "n4"]],
     };
     let length = Duration::from_secs(if long() { 25 } else { 8 });
@@ -405,6 +419,7 @@ fn a_paused_agent_is_taken_for_dead_and_lives_on() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let lab = guard
         .up(|options| (options.nodes, options.managers) = (3, 1))
@@ -441,6 +456,7 @@ fn gossip_on_the_underlay_shows_no_names_and_no_addresses() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let lab = guard
         .up(|options| (options.nodes, options.managers) = (3, 1))
@@ -486,8 +502,11 @@ fn a_starved_machine_makes_no_node_fail() {
     if !can_make_labs() {
         return;
     }
+    let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
     let guard = Guard::new();
-    let (nodes, length) = match long() {
+    // WEFT_SOAK=1 asks for the full ten minutes.
+    let soak = std::env::var_os("WEFT_SOAK").is_some_and(|value| value == "1");
+    let (nodes, length) = match soak {
         true => (16, Duration::from_secs(600)),
         false => (4, Duration::from_secs(12)),
     };
@@ -535,6 +554,7 @@ fn an_underlay_of_ipv6_carries_a_cluster_too() {
     if !can_make_labs() {
         return;
     }
+    let _others = beside_others();
     let guard = Guard::new();
     let lab = guard
         .up(|options| {
