@@ -22,7 +22,7 @@ use weft::cluster::manager::rpc::{Answer, Link, Proposal, Request};
 use weft::cluster::manager::transport::TlsLink;
 use weft::cluster::manager::watch::Replica;
 use weft::cluster::member::MemberConfig;
-use weft::cluster::node::NodeId as NodeNumber;
+use weft::cluster::node::NodeNumber;
 use weft::cluster::runtime::{Config as RuntimeConfig, Runtime};
 use weft::frontend::client::Client;
 use weft::frontend::daemon::{Server, start};

@@ -78,7 +78,7 @@ impl Player {
         );
         let link = TlsLink::new(&credentials).unwrap();
         let config = Config {
-            node: node::NodeId(welcome.number),
+            node: node::NodeNumber(welcome.number),
             epoch: 1,
             addr: SocketAddr::new(vtep, 7378),
             signing_seed: seed,
@@ -174,7 +174,7 @@ fn throughput(lab: &Lab) -> f64 {
         lab.workload("my-web.2").unwrap(),
     );
     let (here, there) = (lab.netns(&from.name).unwrap(), lab.netns(&to.name).unwrap());
-    let (rounds, time) = if long() { (5, 3) } else { (3, 1) };
+    let (rounds, time) = if long() { (3, 2) } else { (3, 1) };
     let mut rates: Vec<f64> = (0..rounds)
         .map(|_| {
             let (from, to) = (

@@ -78,7 +78,7 @@ pub struct Cluster {
     /// Its id.
     pub me: NodeId,
     /// Its number.
-    pub number: node::NodeId,
+    pub number: node::NodeNumber,
     /// The start number of the agent.
     pub epoch: u64,
     /// Where it answers as a manager.
@@ -138,7 +138,7 @@ impl Cluster {
         let replica = Arc::new(files.replica());
         let directory = Arc::new(Directory::new(Arc::clone(&replica)));
         let link = Arc::new(TlsLink::new(&enrolment.credentials()).map_err(|e| unreadable(&e))?);
-        let number = node::NodeId(enrolment.number);
+        let number = node::NodeNumber(enrolment.number);
         let gossip = runtime::Config {
             node: number,
             epoch,

@@ -10,7 +10,7 @@ use super::gossip::{Authority, PublicKey, Unauthorised};
 use super::manager::command::NodeStatus;
 use super::manager::ids;
 use super::manager::watch::Replica;
-use super::node::NodeId;
+use super::node::NodeNumber;
 use super::seal::Secret;
 use crate::tables::record::EndpointRecord;
 
@@ -36,9 +36,9 @@ pub struct Listed {
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     replica: Arc<Replica>,
-    nodes: BTreeMap<NodeId, Listed>,
+    nodes: BTreeMap<NodeNumber, Listed>,
     /// Who holds addresses of what.
-    parts: BTreeSet<(NodeId, String)>,
+    parts: BTreeSet<(NodeNumber, String)>,
 }
 
 impl Directory {
@@ -46,7 +46,7 @@ impl Directory {
     pub fn new(replica: Arc<Replica>) -> Directory {
         let present = |status| status != NodeStatus::Left;
         let nodes = replica.nodes.values().filter(|node| present(node.status));
-        let nodes: BTreeMap<NodeId, Listed> = nodes
+        let nodes: BTreeMap<NodeNumber, Listed> = nodes
             .map(|node| {
                 let listed = Listed {
                     id: node.id,
@@ -55,10 +55,10 @@ impl Directory {
                     epoch: node.epoch,
                     key: PublicKey(*node.verify_key.bytes()),
                 };
-                (NodeId(node.number), listed)
+                (NodeNumber(node.number), listed)
             })
             .collect();
-        let numbers: BTreeMap<ids::NodeId, NodeId> = nodes
+        let numbers: BTreeMap<ids::NodeId, NodeNumber> = nodes
             .iter()
             .map(|(number, node)| (node.id, *number))
             .collect();
@@ -86,17 +86,25 @@ impl Directory {
     }
 
     /// A node.
-    pub fn node(&self, number: NodeId) -> Option<&Listed> {
+    pub fn node(&self, number: NodeNumber) -> Option<&Listed> {
         self.nodes.get(&number)
     }
 
+    /// What to call a node when speaking to people: its name, or its number if the managers know no such node.
+    pub fn name_of(&self, number: NodeNumber) -> String {
+        match self.nodes.get(&number) {
+            Some(node) => node.name.to_string(),
+            None => number.to_string(),
+        }
+    }
+
     /// Every node, by number.
-    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Listed)> {
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeNumber, &Listed)> {
         self.nodes.iter().map(|(number, node)| (*number, node))
     }
 
     /// Whether a message of that node and epoch can be an honest one.
-    pub fn admits(&self, number: NodeId, epoch: u64) -> bool {
+    pub fn admits(&self, number: NodeNumber, epoch: u64) -> bool {
         self.nodes.get(&number).is_some_and(|node| {
             (node.epoch..=node.epoch.saturating_add(EPOCHS_AHEAD_MAX)).contains(&epoch)
         })
@@ -118,17 +126,17 @@ impl Directory {
 }
 
 impl Authority for Directory {
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
         self.nodes.get(&node).map(|node| Arc::clone(&node.name))
     }
 
-    fn takes_part(&self, node: NodeId, network: &str) -> bool {
+    fn takes_part(&self, node: NodeNumber, network: &str) -> bool {
         self.parts.contains(&(node, network.to_owned()))
     }
 
     fn judge(
         &self,
-        owner: NodeId,
+        owner: NodeNumber,
         epoch: u64,
         record: &EndpointRecord,
     ) -> Result<(), Unauthorised> {
@@ -155,7 +163,7 @@ impl Authority for Directory {
         }
     }
 
-    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; 64]) -> bool {
         let node = self.nodes.get(&node);
         node.is_some_and(|node| node.key.verify(message, signature))
     }

@@ -5,7 +5,7 @@
 //! carries the small number, and the text is computed at both ends. Nothing is secret in it, and nobody has
 //! to believe it: a text either is the image of those three numbers or it is carried whole.
 
-use super::NodeId;
+use super::NodeNumber;
 
 /// Length of an id in characters.
 pub const LEN: usize = 25;
@@ -32,7 +32,7 @@ pub struct Origin {
 }
 
 /// The id of the `serial`th endpoint that `node` makes in `epoch`.
-pub fn endpoint_id(node: NodeId, epoch: u64, serial: u64) -> String {
+pub fn endpoint_id(node: NodeNumber, epoch: u64, serial: u64) -> String {
     // Truncation is part of the format: see `Origin`.
     let origin = Origin {
         node: node.0 as u32,
@@ -124,14 +124,20 @@ mod tests {
 
     #[test]
     fn neighbours_look_unrelated() {
-        let (a, b) = (endpoint_id(NodeId(1), 1, 1), endpoint_id(NodeId(1), 1, 2));
+        let (a, b) = (
+            endpoint_id(NodeNumber(1), 1, 1),
+            endpoint_id(NodeNumber(1), 1, 2),
+        );
         let same = a.bytes().zip(b.bytes()).filter(|(a, b)| a == b).count();
         assert!(same < 8, "{a} {b}");
     }
 
     #[test]
     fn the_form_is_stable() {
-        assert_eq!(endpoint_id(NodeId(1), 1, 1), "dc1520gtpmdqahqtfc1ov0uxh");
+        assert_eq!(
+            endpoint_id(NodeNumber(1), 1, 1),
+            "dc1520gtpmdqahqtfc1ov0uxh"
+        );
     }
 
     #[test]

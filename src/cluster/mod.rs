@@ -18,4 +18,4 @@ pub mod runtime;
 mod sample;
 pub mod seal;
 
-pub use node::NodeId;
+pub use node::NodeNumber;

@@ -30,7 +30,7 @@ use super::gossip::{
     SigningKey, Watch,
 };
 use super::member::{Identity, Liveness, MemberConfig, MemberEvent, Membership};
-use super::node::NodeId;
+use super::node::NodeNumber;
 use super::seal::{OpenError, Seal};
 use crate::tables::record::{EndpointRecord, Version};
 
@@ -51,7 +51,7 @@ const FRAMES_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This node.
-    pub node: NodeId,
+    pub node: NodeNumber,
     /// The start number of its agent.
     pub epoch: u64,
     /// Where datagrams and streams are received.
@@ -107,14 +107,14 @@ pub struct NetworkReport {
     /// Equal for nodes that know the same.
     pub hash: u64,
     /// The nodes that take part, this one included.
-    pub takers: Vec<NodeId>,
+    pub takers: Vec<NodeNumber>,
 }
 
 /// How the conversation goes.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// The other members, by number.
-    pub members: BTreeMap<NodeId, Member>,
+    pub members: BTreeMap<NodeNumber, Member>,
     /// The networks this node takes part in, by id.
     pub networks: BTreeMap<String, NetworkReport>,
     /// Addresses that several endpoints have.
@@ -263,7 +263,7 @@ struct Core {
     rings: BTreeMap<String, Vec<u32>>,
     seeds: std::collections::BTreeSet<SocketAddr>,
     /// What the table was told of members.
-    told: BTreeMap<NodeId, (Identity, Liveness)>,
+    told: BTreeMap<NodeNumber, (Identity, Liveness)>,
     watch: Option<Watch>,
     members_news: VecDeque<MemberEvent>,
     early: VecDeque<(u64, Sender, Vec<u8>)>,

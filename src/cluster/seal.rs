@@ -18,7 +18,7 @@ use std::sync::Arc;
 use aws_lc_rs::aead::{AES_128_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::{digest, hkdf};
 
-use super::NodeId;
+use super::NodeNumber;
 use super::gossip::bytes::{Reader, VARINT_LEN_MAX, Write};
 
 const FORMAT: u8 = 1;
@@ -89,7 +89,7 @@ pub enum OpenError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// Who sealed it.
-    pub node: NodeId,
+    pub node: NodeNumber,
     /// In which epoch.
     pub epoch: u64,
     /// The network whose key it is sealed with; empty for the cluster's.
@@ -100,14 +100,14 @@ pub struct Opened {
 
 /// Seals what this node sends and opens what it receives.
 pub struct Seal {
-    node: NodeId,
+    node: NodeNumber,
     epoch: u64,
     counter: u64,
     /// By scope: ids in the order given, the first one seals.
     rings: BTreeMap<Arc<str>, Vec<u32>>,
     secrets: BTreeMap<u32, (Arc<str>, Secret)>,
-    derived: BTreeMap<(u32, NodeId, u64), LessSafeKey>,
-    windows: BTreeMap<NodeId, Window>,
+    derived: BTreeMap<(u32, NodeNumber, u64), LessSafeKey>,
+    windows: BTreeMap<NodeNumber, Window>,
 }
 
 impl std::fmt::Debug for Seal {
@@ -121,7 +121,7 @@ impl std::fmt::Debug for Seal {
 
 impl Seal {
     /// Without keys.
-    pub fn new(node: NodeId, epoch: u64) -> Seal {
+    pub fn new(node: NodeNumber, epoch: u64) -> Seal {
         Seal {
             node,
             epoch,
@@ -193,7 +193,7 @@ impl Seal {
     pub fn open(
         &mut self,
         datagram: &[u8],
-        known: impl Fn(NodeId, u64) -> bool,
+        known: impl Fn(NodeNumber, u64) -> bool,
     ) -> Result<Opened, OpenError> {
         let malformed = |_| OpenError::Malformed;
         let mut reader = Reader::new(datagram);
@@ -201,7 +201,7 @@ impl Seal {
             return Err(OpenError::Malformed);
         }
         let id = reader.u32().map_err(malformed)?;
-        let node = NodeId(reader.varint().map_err(malformed)?);
+        let node = NodeNumber(reader.varint().map_err(malformed)?);
         let epoch = reader.varint().map_err(malformed)?;
         let counter = reader.varint().map_err(malformed)?;
         let scope = match self.secrets.get(&id) {
@@ -231,12 +231,12 @@ impl Seal {
     }
 
     /// Forgets a node that is gone for good.
-    pub fn forget(&mut self, node: NodeId) {
+    pub fn forget(&mut self, node: NodeNumber) {
         self.windows.remove(&node);
         self.derived.retain(|(_, other, _), _| *other != node);
     }
 
-    fn derive(&mut self, id: u32, node: NodeId, epoch: u64) -> Option<&LessSafeKey> {
+    fn derive(&mut self, id: u32, node: NodeNumber, epoch: u64) -> Option<&LessSafeKey> {
         let place = (id, node, epoch);
         if !self.derived.contains_key(&place) {
             let (_, secret) = self.secrets.get(&id)?;

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::{Authority, PublicKey, SigningKey, Unauthorised};
 use weft::cluster::manager::nodes::Node;
 use weft::cluster::manager::watch::Replica;
@@ -24,11 +24,11 @@ pub struct Grant {
 /// What the managers say.
 #[derive(Default)]
 pub struct Managers {
-    pub nodes: BTreeMap<NodeId, Grant>,
+    pub nodes: BTreeMap<NodeNumber, Grant>,
     /// Networks with a list of their nodes; others are open to all.
-    pub closed: BTreeMap<String, BTreeSet<NodeId>>,
+    pub closed: BTreeMap<String, BTreeSet<NodeNumber>>,
     /// Addresses that are leased to one node; others are anybody's.
-    pub leases: BTreeMap<IpAddr, NodeId>,
+    pub leases: BTreeMap<IpAddr, NodeNumber>,
     pub verified: Rc<Verified>,
 }
 
@@ -40,7 +40,13 @@ pub struct Verified {
 }
 
 impl Verified {
-    fn verify(&self, node: NodeId, key: PublicKey, message: &[u8], signature: &[u8; 64]) -> bool {
+    fn verify(
+        &self,
+        node: NodeNumber,
+        key: PublicKey,
+        message: &[u8],
+        signature: &[u8; 64],
+    ) -> bool {
         let hash = |salt: u64| {
             let mut hasher = DefaultHasher::new();
             (salt, node, message, signature).hash(&mut hasher);
@@ -62,24 +68,24 @@ pub struct Known {
 }
 
 impl Known {
-    fn node(&self, node: NodeId) -> Option<&Node> {
+    fn node(&self, node: NodeNumber) -> Option<&Node> {
         self.replica.nodes.values().find(|n| n.number == node.0)
     }
 }
 
 impl Authority for Known {
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
         self.node(node).map(|node| node.name.as_str().into())
     }
 
-    fn takes_part(&self, node: NodeId, network: &str) -> bool {
+    fn takes_part(&self, node: NodeNumber, network: &str) -> bool {
         let node = self.node(node);
         node.is_some_and(|node| self.replica.takes_part(node.id, network))
     }
 
     fn judge(
         &self,
-        owner: NodeId,
+        owner: NodeNumber,
         _epoch: u64,
         record: &EndpointRecord,
     ) -> Result<(), Unauthorised> {
@@ -97,7 +103,7 @@ impl Authority for Known {
         }
     }
 
-    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; 64]) -> bool {
         let Some(known) = self.node(node) else {
             return false;
         };
@@ -107,19 +113,19 @@ impl Authority for Known {
 }
 
 /// The key of a node; a seed makes it.
-pub fn key_of(node: NodeId) -> SigningKey {
+pub fn key_of(node: NodeNumber) -> SigningKey {
     let mut seed = [7; 32];
     seed[..8].copy_from_slice(&node.0.to_be_bytes());
     SigningKey::from_seed(&seed)
 }
 
-pub fn vtep_of(node: NodeId) -> IpAddr {
+pub fn vtep_of(node: NodeNumber) -> IpAddr {
     let [.., a, b] = node.0.to_be_bytes();
     IpAddr::from([192, 168, a, b])
 }
 
 impl Managers {
-    pub fn admit(&mut self, node: NodeId) {
+    pub fn admit(&mut self, node: NodeNumber) {
         let grant = Grant {
             name: format!("node-{}", node.0).into(),
             key: key_of(node).public(),
@@ -130,18 +136,18 @@ impl Managers {
 }
 
 impl Authority for Managers {
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
         self.nodes.get(&node).map(|grant| Arc::clone(&grant.name))
     }
 
-    fn takes_part(&self, node: NodeId, network: &str) -> bool {
-        let allowed = |nodes: &BTreeSet<NodeId>| nodes.contains(&node);
+    fn takes_part(&self, node: NodeNumber, network: &str) -> bool {
+        let allowed = |nodes: &BTreeSet<NodeNumber>| nodes.contains(&node);
         self.nodes.contains_key(&node) && self.closed.get(network).is_none_or(allowed)
     }
 
     fn judge(
         &self,
-        owner: NodeId,
+        owner: NodeNumber,
         _epoch: u64,
         record: &EndpointRecord,
     ) -> Result<(), Unauthorised> {
@@ -156,7 +162,7 @@ impl Authority for Managers {
         Ok(())
     }
 
-    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; 64]) -> bool {
         let grant = self.nodes.get(&node);
         grant.is_some_and(|grant| self.verified.verify(node, grant.key, message, signature))
     }

@@ -70,7 +70,7 @@ pub fn id_of(number: u64) -> NodeId {
 
 /// What a node tells of itself when it joins.
 pub fn wish_of(number: u64) -> NodeWish {
-    let node = weft::cluster::NodeId(number);
+    let node = weft::cluster::NodeNumber(number);
     NodeWish {
         id: id_of(number),
         name: format!("node-{number}"),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::Status;
 use weft::cluster::member::{Identity, Liveness, MemberConfig, MemberEvent, Membership};
 
@@ -157,7 +157,7 @@ impl World {
             };
             let members = members.members();
             let alive = members.values().filter(|(_, l)| *l == Liveness::Alive);
-            let present = |other: NodeId, epoch| {
+            let present = |other: NodeNumber, epoch| {
                 let found = members.get(&other);
                 found.is_some_and(|(id, l)| id.epoch == epoch && *l == Liveness::Alive)
             };

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::chunk::{Builder, Chunk};
 use weft::cluster::gossip::entry::{Change, Entry, Key};
 use weft::cluster::gossip::message::{self, Frame, Row, Tag};
@@ -85,10 +85,10 @@ struct Alone {
 impl Alone {
     fn new() -> Alone {
         let mut managers = Managers::default();
-        (1..=9).for_each(|node| managers.admit(NodeId(node)));
+        (1..=9).for_each(|node| managers.admit(NodeNumber(node)));
         let addr = "192.168.0.1:7946".parse().unwrap();
-        let config = Config::new(NodeId(1), 1, addr, 1);
-        let gossip = Gossip::new(config, Box::new(key_of(NodeId(1))), 0);
+        let config = Config::new(NodeNumber(1), 1, addr, 1);
+        let gossip = Gossip::new(config, Box::new(key_of(NodeNumber(1))), 0);
         Alone {
             gossip,
             managers,
@@ -98,7 +98,7 @@ impl Alone {
 
     fn hears(&mut self, from: u64, frames: &[Frame]) {
         let sender = Sender {
-            node: NodeId(from),
+            node: NodeNumber(from),
             epoch: 1,
             addr: Some(format!("192.168.0.{from}:7946").parse().unwrap()),
         };
@@ -121,7 +121,7 @@ fn record(node: u64, last: u8, name: &str) -> EndpointRecord {
         endpoint: format!("endpoint-{last}"),
         mac: Mac::from_ipv4(ip(last)),
         ips: vec![ip(last).into()],
-        vtep: crate::authority::vtep_of(NodeId(node)),
+        vtep: crate::authority::vtep_of(NodeNumber(node)),
         node: String::new(),
         name: name.into(),
         aliases: Vec::new(),
@@ -132,7 +132,7 @@ fn record(node: u64, last: u8, name: &str) -> EndpointRecord {
 
 /// A chunk of one change of a node, as it would sign it.
 fn chunk(node: u64, network: &str, from: u64, change: (Key, Option<Entry>), begins: bool) -> Frame {
-    let mut builder = Builder::new(NodeId(node), 1, from);
+    let mut builder = Builder::new(NodeNumber(node), 1, from);
     let change = Change {
         counter: from + 1,
         since: from + 1,
@@ -141,7 +141,7 @@ fn chunk(node: u64, network: &str, from: u64, change: (Key, Option<Entry>), begi
     };
     builder.push(&change).unwrap();
     let floor = begins.then_some(from);
-    let chunk = builder.finish(network, from + 1, begins, floor, &key_of(NodeId(node)));
+    let chunk = builder.finish(network, from + 1, begins, floor, &key_of(NodeNumber(node)));
     Frame::Chunk {
         tag: Tag::of(network),
         chunk,
@@ -184,10 +184,10 @@ fn delete_before_create() {
     // A node also publishes the deletion of what it never had.
     alone.hears(3, &[Frame::Probe(vec![(Tag::CLUSTER, 0)])]);
     alone.says(1);
-    let before = alone.gossip.version(NET, NodeId(1));
+    let before = alone.gossip.version(NET, NodeNumber(1));
     alone.gossip.withdraw(NET, "never-seen");
     alone.says(100);
-    assert!(alone.gossip.version(NET, NodeId(1)) > before);
+    assert!(alone.gossip.version(NET, NodeNumber(1)) > before);
 }
 
 /// Nobody can write another node's tombstone, with whatever version.
@@ -199,7 +199,7 @@ fn no_forged_tombstone() {
         2,
         &[takes(2), chunk(2, NET, 1, put(record(2, 5, "web")), true)],
     );
-    let mut builder = Builder::new(NodeId(2), 1, 2);
+    let mut builder = Builder::new(NodeNumber(2), 1, 2);
     let gone = Change {
         counter: 3,
         since: 3,
@@ -207,12 +207,13 @@ fn no_forged_tombstone() {
         entry: None,
     };
     builder.push(&gone).unwrap();
-    let forged = builder.finish(NET, 3, false, None, &key_of(NodeId(3)));
+    let forged = builder.finish(NET, 3, false, None, &key_of(NodeNumber(3)));
     let tag = Tag::of(NET);
     alone.hears(3, &[Frame::Chunk { tag, chunk: forged }]);
     assert_eq!(alone.gossip.counters().refused_signature, 1);
     // An empty base would do the same.
-    let empty = Builder::new(NodeId(2), 9, 0).finish(NET, 1, true, Some(0), &key_of(NodeId(3)));
+    let empty =
+        Builder::new(NodeNumber(2), 9, 0).finish(NET, 1, true, Some(0), &key_of(NodeNumber(3)));
     alone.hears(3, &[Frame::Chunk { tag, chunk: empty }]);
     assert_eq!(alone.gossip.counters().refused_signature, 2);
     assert_eq!(alone.gossip.watch().0.len(), 1);
@@ -331,7 +332,7 @@ fn own_before_relay() {
         alone.hears(2, &[frame]);
     }
     alone.says(5_000);
-    let (tag, everything) = (Tag::of(NET), (NodeId(0), NodeId(u64::MAX)));
+    let (tag, everything) = (Tag::of(NET), (NodeNumber(0), NodeNumber(u64::MAX)));
     for from in 3..=9 {
         let ask = Frame::Digest {
             tag,
@@ -344,7 +345,7 @@ fn own_before_relay() {
     }
     alone.gossip.publish(record(1, 5, "own")).unwrap();
     let sent = chunks_in(&alone.says(1));
-    let own = |chunk: &Chunk| chunk.header().owner == NodeId(1);
+    let own = |chunk: &Chunk| chunk.header().owner == NodeNumber(1);
     let first_relayed = sent.iter().position(|chunk| !own(chunk)).unwrap();
     // Everything of its own to all of them, and only then the rest.
     assert!(first_relayed >= 8, "{first_relayed}");
@@ -489,7 +490,7 @@ fn failed_is_suspended() {
     let before = world.gossip(1).counters().chunks_applied;
     world.notify(1, 0, Notice::Up);
     let events = world.gossip(1).events(&mut watch).unwrap();
-    assert_eq!(events, [Event::Resume(NodeId(1))]);
+    assert_eq!(events, [Event::Resume(NodeNumber(1))]);
     assert!(!world.gossip(1).watch().0[0].suspended);
     assert_eq!(world.gossip(1).counters().chunks_applied, before);
     // Its own re-sends are not refused, and what it changed meanwhile comes along.
@@ -518,13 +519,16 @@ fn membership_in_sync() {
     settle(&mut world);
     for index in 0..3 {
         assert_eq!(names(&world, index), ["web.1"]);
-        assert_eq!(world.gossip(index).status(NodeId(4)), Some(Status::Alive));
+        assert_eq!(
+            world.gossip(index).status(NodeNumber(4)),
+            Some(Status::Alive)
+        );
         assert_eq!(world.gossip(index).takers(NET).len(), 4);
     }
     // A failure that is not true is forgotten as soon as the node speaks.
     world.notify(2, 3, Notice::Failed);
     world.run_ms(5_000);
-    assert_eq!(world.gossip(2).status(NodeId(4)), Some(Status::Alive));
+    assert_eq!(world.gossip(2).status(NodeNumber(4)), Some(Status::Alive));
     assert!(!world.gossip(2).watch().0[0].suspended);
 }
 
@@ -540,7 +544,7 @@ fn many_sync_acks() {
     alone.says(100);
     alone.says(1_000);
     let row = |owner| Row {
-        owner: NodeId(owner),
+        owner: NodeNumber(owner),
         version: Version::default(),
     };
     for from in 2..=9 {
@@ -555,7 +559,7 @@ fn many_sync_acks() {
         let to_it: Vec<_> = actions
             .iter()
             .filter(
-                |action| matches!(action, Action::Datagram { to: node, .. } if *node == NodeId(to)),
+                |action| matches!(action, Action::Datagram { to: node, .. } if *node == NodeNumber(to)),
             )
             .cloned()
             .collect();
@@ -577,7 +581,7 @@ fn many_sync_acks() {
 #[test]
 fn stable_wire_hash() {
     let row = Row {
-        owner: NodeId(7),
+        owner: NodeNumber(7),
         version: Version {
             epoch: 3,
             counter: 41,
@@ -643,12 +647,12 @@ fn check_in_lock() {
     alone.gossip.join(NET);
     let late = chunk(2, NET, 1, put(record(2, 5, "web")), true);
     alone.hears(2, &[takes(2), late.clone()]);
-    alone.managers.nodes.remove(&NodeId(2));
+    alone.managers.nodes.remove(&NodeNumber(2));
     alone.gossip.authority_changed(0, &alone.managers);
     assert!(alone.gossip.watch().0.is_empty());
     alone.hears(3, &[takes(2), late]);
     assert!(alone.gossip.watch().0.is_empty());
-    assert_eq!(alone.gossip.version(NET, NodeId(2)), Version::default());
+    assert_eq!(alone.gossip.version(NET, NodeNumber(2)), Version::default());
     assert_eq!(alone.gossip.counters().refused_unknown_owner, 2);
 }
 

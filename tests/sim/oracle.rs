@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::Event;
 use weft::tables::record::{EndpointRecord, Version};
 
@@ -24,14 +24,14 @@ pub fn content(record: &EndpointRecord) -> String {
     format!("{network} {vni} {endpoint} {mac} {ips:?} {vtep} {name} {aliases:?} {service}")
 }
 
-type Place = (NodeId, String, String);
+type Place = (NodeNumber, String, String);
 
 /// Everything that was ever published.
 #[derive(Default)]
 pub struct Ledger {
     written: BTreeMap<Place, BTreeSet<String>>,
     /// What each owner's log said at each of its versions: others must have the same at the same version.
-    states: BTreeMap<(NodeId, String, Version), Vec<String>>,
+    states: BTreeMap<(NodeNumber, String, Version), Vec<String>>,
     /// Whether the managers may say that a node takes part no more, and then that it does: its log goes and comes.
     pub logs_go: bool,
     /// What its owner has deleted and not published again.
@@ -45,7 +45,7 @@ fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
 }
 
 impl Ledger {
-    pub fn wrote(&mut self, owner: NodeId, record: &EndpointRecord) {
+    pub fn wrote(&mut self, owner: NodeNumber, record: &EndpointRecord) {
         let place = (owner, record.network.clone(), record.endpoint.clone());
         self.deleted.remove(&place);
         self.written
@@ -54,7 +54,7 @@ impl Ledger {
             .insert(content(record));
     }
 
-    pub fn deleted(&mut self, owner: NodeId, network: &str, endpoint: &str) {
+    pub fn deleted(&mut self, owner: NodeNumber, network: &str, endpoint: &str) {
         let place = (owner, network.to_owned(), endpoint.to_owned());
         self.deleted.insert(place);
     }
@@ -62,7 +62,7 @@ impl Ledger {
     /// Where an owner's log is and what it says there.
     pub fn stands(
         &mut self,
-        owner: NodeId,
+        owner: NodeNumber,
         network: &str,
         at: Version,
         records: &[Arc<EndpointRecord>],
@@ -74,7 +74,7 @@ impl Ledger {
     /// Whether a copy of the log at this version says the same. Within a base there is nothing to compare.
     pub fn agrees(
         &self,
-        owner: NodeId,
+        owner: NodeNumber,
         network: &str,
         at: Version,
         records: &[Arc<EndpointRecord>],
@@ -83,22 +83,22 @@ impl Ledger {
         known.is_none_or(|known| *known == state(records))
     }
 
-    fn has(&self, owner: NodeId, record: &EndpointRecord) -> bool {
+    fn has(&self, owner: NodeNumber, record: &EndpointRecord) -> bool {
         let place = (owner, record.network.clone(), record.endpoint.clone());
         let contents = self.written.get(&place);
         contents.is_some_and(|contents| contents.contains(&content(record)))
     }
 }
 
-fn key_of(owner: NodeId, record: &EndpointRecord) -> Place {
+fn key_of(owner: NodeNumber, record: &EndpointRecord) -> Place {
     (owner, record.network.clone(), record.endpoint.clone())
 }
 
 /// A consumer of one node's events, as the table writer would be.
 #[derive(Default)]
 pub struct Mirror {
-    pub shown: BTreeMap<(String, String), (NodeId, Arc<EndpointRecord>)>,
-    pub suspended: BTreeSet<NodeId>,
+    pub shown: BTreeMap<(String, String), (NodeNumber, Arc<EndpointRecord>)>,
+    pub suspended: BTreeSet<NodeNumber>,
     /// The last version of each record that was shown.
     last: BTreeMap<Place, Version>,
     /// What was removed after its owner had deleted it.

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::chunk::Builder;
 use weft::cluster::gossip::entry::{Change, Entry, Key};
 use weft::cluster::gossip::message::{self, Frame, Row, Tag};
@@ -20,7 +20,7 @@ const SECRET: &str = "net-b";
 /// Three nodes in `NET`, the first two alone in `SECRET`; the last one is stolen.
 fn cluster() -> World {
     let mut world = World::started(11, 3);
-    let members = [NodeId(1), NodeId(2)].into_iter().collect();
+    let members = [NodeNumber(1), NodeNumber(2)].into_iter().collect();
     world.managers.closed.insert(SECRET.into(), members);
     for index in 0..3 {
         world.join(index, NET);
@@ -35,7 +35,7 @@ fn cluster() -> World {
     world
         .managers
         .leases
-        .insert("10.0.1.2".parse().unwrap(), NodeId(1));
+        .insert("10.0.1.2".parse().unwrap(), NodeNumber(1));
     let settled = world.run_until(5_000, |w| w.agrees() && w.gossip(1).watch().0.len() == 2);
     settled.expect("agreement");
     world
@@ -48,7 +48,7 @@ fn tell(world: &mut World, to: usize, frames: &[Frame]) -> Vec<Action> {
         message::encode(frame, &mut payload);
     }
     let sender = Sender {
-        node: NodeId(3),
+        node: NodeNumber(3),
         epoch: 1,
         addr: Some("192.168.0.3:7946".parse().unwrap()),
     };
@@ -62,7 +62,7 @@ fn tell(world: &mut World, to: usize, frames: &[Frame]) -> Vec<Action> {
 
 /// A chunk in the name of `owner`, signed with the stolen key.
 fn signed_by_stolen(
-    owner: NodeId,
+    owner: NodeNumber,
     network: &str,
     from: u64,
     change: (Key, Option<Entry>),
@@ -75,7 +75,7 @@ fn signed_by_stolen(
         entry: change.1,
     };
     builder.push(&change).unwrap();
-    let chunk = builder.finish(network, from + 1, true, Some(from), &key_of(NodeId(3)));
+    let chunk = builder.finish(network, from + 1, true, Some(from), &key_of(NodeNumber(3)));
     Frame::Chunk {
         tag: Tag::of(network),
         chunk,
@@ -100,13 +100,13 @@ fn it_cannot_write_or_delete_endpoints_of_others() {
     let mut world = cluster();
     let record = victim(&world, 1);
     let mut bent = (*record).clone();
-    bent.vtep = vtep_of(NodeId(3));
+    bent.vtep = vtep_of(NodeNumber(3));
     let attempts = [
         put(&bent),
         (Key::Endpoint(record.endpoint.as_str().into()), None),
     ];
     for change in attempts {
-        let frame = signed_by_stolen(NodeId(1), NET, 1_000, change);
+        let frame = signed_by_stolen(NodeNumber(1), NET, 1_000, change);
         tell(&mut world, 1, &[frame]);
     }
     // Nor that it leaves the network or is elsewhere.
@@ -116,7 +116,7 @@ fn it_cannot_write_or_delete_endpoints_of_others() {
         Some(Entry::Address("192.168.0.3:7946".parse().unwrap())),
     );
     for change in [leaves, elsewhere] {
-        let frame = signed_by_stolen(NodeId(1), "", 1_000, change);
+        let frame = signed_by_stolen(NodeNumber(1), "", 1_000, change);
         tell(&mut world, 1, &[frame]);
     }
     assert_eq!(world.gossip(1).counters().refused_signature, 4);
@@ -139,14 +139,14 @@ fn it_cannot_take_addresses_of_others() {
     world.publish(2, &twin);
     // And with an address of its own at another node's VTEP.
     let mut astray = world.endpoint(2, NET, Ipv4Addr::new(10, 0, 1, 99), "astray");
-    astray.vtep = vtep_of(NodeId(1));
+    astray.vtep = vtep_of(NodeNumber(1));
     world.publish(2, &astray);
     world.run_ms(2_000);
     assert!(world.agrees());
     for index in 0..2 {
         let (shown, _) = world.gossip(index).watch();
         assert!(
-            shown.iter().all(|shown| shown.owner != NodeId(3)),
+            shown.iter().all(|shown| shown.owner != NodeNumber(3)),
             "{shown:?}"
         );
         assert_eq!(victim(&world, index), before);
@@ -190,12 +190,12 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
     let everything = Frame::Digest {
         tag,
         pull: true,
-        first: NodeId(0),
-        last: NodeId(u64::MAX),
+        first: NodeNumber(0),
+        last: NodeNumber(u64::MAX),
         rows: Vec::new(),
     };
     let row = Row {
-        owner: NodeId(1),
+        owner: NodeNumber(1),
         version: Version::default(),
     };
     let want = Frame::Want {
@@ -205,7 +205,7 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
     let probe = Frame::Probe(vec![(tag, 1)]);
     // It also says that it takes part, which is for the managers to say.
     let takes = signed_by_stolen(
-        NodeId(3),
+        NodeNumber(3),
         "",
         2_000,
         (Key::Takes(SECRET.into()), Some(Entry::Takes)),
@@ -247,7 +247,7 @@ fn it_cannot_read_networks_it_takes_no_part_in() {
     tell(
         &mut world,
         0,
-        &[signed_by_stolen(NodeId(3), SECRET, 3_000, put(&spy))],
+        &[signed_by_stolen(NodeNumber(3), SECRET, 3_000, put(&spy))],
     );
     assert_eq!(world.gossip(0).counters().refused_not_taking, 1);
 }
@@ -259,7 +259,7 @@ fn it_cannot_flood() {
     let mut from = 10_000;
     let mut frames = 0;
     let takes = signed_by_stolen(
-        NodeId(3),
+        NodeNumber(3),
         "",
         2_000,
         (Key::Takes(NET.into()), Some(Entry::Takes)),
@@ -267,14 +267,14 @@ fn it_cannot_flood() {
     tell(&mut world, 1, &[takes]);
     let mut begins = true;
     while frames < 900 {
-        let mut builder = Builder::new(NodeId(3), 1, from);
+        let mut builder = Builder::new(NodeNumber(3), 1, from);
         let mut counter = from;
         loop {
             let change = Change {
                 counter: counter + 1,
                 since: counter + 1,
                 key: Key::Endpoint(
-                    weft::cluster::endpoint_id::endpoint_id(NodeId(3), 1, counter)
+                    weft::cluster::endpoint_id::endpoint_id(NodeNumber(3), 1, counter)
                         .as_str()
                         .into(),
                 ),
@@ -290,7 +290,7 @@ fn it_cannot_flood() {
             }
             counter += 1;
         }
-        let chunk = builder.finish(NET, counter, begins, None, &key_of(NodeId(3)));
+        let chunk = builder.finish(NET, counter, begins, None, &key_of(NodeNumber(3)));
         begins = false;
         from = counter;
         frames += 1;
@@ -322,7 +322,7 @@ fn a_capture_shows_nothing() {
     let mut record = weft::tables::record::EndpointRecord {
         name: "very-secret-name".into(),
         aliases: vec!["another-secret".into()],
-        ..(*agent.gossip.records_of(NET, NodeId(1))[0]).clone()
+        ..(*agent.gossip.records_of(NET, NodeNumber(1))[0]).clone()
     };
     record.service = "secret-service".into();
     agent.gossip.publish(record).unwrap();

@@ -250,7 +250,7 @@ impl World {
         for node in council.truth.nodes.values() {
             let member = members
                 .as_ref()
-                .and_then(|m| m.get(&weft::cluster::NodeId(node.number)));
+                .and_then(|m| m.get(&weft::cluster::NodeNumber(node.number)));
             let status = match member {
                 Some((id, liveness)) if id.epoch == node.epoch => match liveness {
                     Liveness::Failed => NodeStatus::Down,

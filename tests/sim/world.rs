@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use weft::cluster::NodeId;
+use weft::cluster::NodeNumber;
 use weft::cluster::gossip::{Action, Authority, Config, Event, Gossip, Scope, Sender, Watch};
 use weft::cluster::member::Membership;
 use weft::cluster::seal::{Seal, Secret};
@@ -37,7 +37,7 @@ pub struct Agent {
 }
 
 pub struct Node {
-    pub id: NodeId,
+    pub id: NodeNumber,
     pub epoch: u64,
     pub agent: Option<Agent>,
     pub paused: bool,
@@ -126,7 +126,7 @@ impl Node {
     /// The node with this number, which is down.
     pub fn new(number: u64) -> Node {
         Node {
-            id: NodeId(number),
+            id: NodeNumber(number),
             epoch: 0,
             agent: None,
             paused: false,
@@ -188,12 +188,12 @@ impl World {
         world
     }
 
-    pub fn index_of(&self, node: NodeId) -> usize {
+    pub fn index_of(&self, node: NodeNumber) -> usize {
         node.0 as usize - 1
     }
 
     pub fn addr(index: usize) -> SocketAddr {
-        SocketAddr::new(vtep_of(NodeId(index as u64 + 1)), 7946)
+        SocketAddr::new(vtep_of(NodeNumber(index as u64 + 1)), 7946)
     }
 
     pub fn now_ms(&self) -> f64 {
@@ -543,7 +543,7 @@ impl World {
             return;
         };
         let authority = authority(&node.known, &self.managers);
-        let known = |id: NodeId, _: u64| authority.node_name(id).is_some();
+        let known = |id: NodeNumber, _: u64| authority.node_name(id).is_some();
         let opened = match agent.seal.open(&datagram.bytes, known) {
             Ok(opened) => opened,
             Err(error) => {
@@ -574,7 +574,7 @@ impl World {
             .events(&mut agent.watch)
             .expect("it reads all the time");
         if self.strict {
-            let mut touched: BTreeSet<(NodeId, String)> = BTreeSet::new();
+            let mut touched: BTreeSet<(NodeNumber, String)> = BTreeSet::new();
             for event in &events {
                 if let Event::Upsert { owner, record, .. } | Event::Remove { owner, record } = event
                 {
@@ -735,7 +735,7 @@ impl World {
     /// # Errors
     /// The first difference.
     pub fn compare(&self) -> Result<(), String> {
-        let mut wished: BTreeMap<(&str, &str), (NodeId, String)> = BTreeMap::new();
+        let mut wished: BTreeMap<(&str, &str), (NodeNumber, String)> = BTreeMap::new();
         for node in &self.nodes {
             for ((network, endpoint), record) in &node.wishes {
                 wished.insert((network, endpoint), (node.id, content(record)));

@@ -16,9 +16,8 @@ use crate::agent::events::Event as Fact;
 use crate::agent::handle::Agent;
 use crate::agent::task::ended;
 use crate::cluster::gossip::{Address, Conflict, Event};
-use crate::cluster::manager::ids;
 use crate::cluster::member::MemberEvent;
-use crate::cluster::node::NodeId;
+use crate::cluster::node::NodeNumber;
 use crate::cluster::runtime::News;
 use crate::tables::record::EndpointRecord;
 
@@ -32,8 +31,8 @@ type Record = Arc<EndpointRecord>;
 /// What gossip shows, by owner, network and endpoint.
 #[derive(Debug, Default)]
 struct Shown {
-    records: BTreeMap<NodeId, BTreeMap<(String, String), Record>>,
-    suspended: BTreeSet<NodeId>,
+    records: BTreeMap<NodeNumber, BTreeMap<(String, String), Record>>,
+    suspended: BTreeSet<NodeNumber>,
 }
 
 /// What the tables are to be told, in order.
@@ -46,7 +45,7 @@ enum Order {
 }
 
 impl Shown {
-    fn put(&mut self, owner: NodeId, record: &Record) {
+    fn put(&mut self, owner: NodeNumber, record: &Record) {
         let key = (record.network.clone(), record.endpoint.clone());
         self.records
             .entry(owner)
@@ -174,7 +173,7 @@ fn take(agent: &Agent, cluster: &Cluster, shown: &mut Shown, news: News) {
     agent.feed(&orders);
 }
 
-fn owner_of(event: &Event) -> Option<NodeId> {
+fn owner_of(event: &Event) -> Option<NodeNumber> {
     match event {
         Event::Upsert { owner, .. }
         | Event::Remove { owner, .. }
@@ -237,11 +236,7 @@ fn repair(agent: &Agent, shown: &Shown, confirmed: bool) {
 /// Tells people what they should know.
 fn note(agent: &Agent, cluster: &Cluster, event: &Event) {
     let directory = cluster.directory();
-    let name = |node: &NodeId| {
-        directory
-            .node(*node)
-            .map_or_else(|| node.to_string(), |node| node.name.to_string())
-    };
+    let name = |node: &NodeNumber| directory.name_of(*node);
     match event {
         Event::Conflict(conflict) => agent.emit(Fact::AddressConflict {
             network: conflict.network.to_string(),
@@ -274,7 +269,10 @@ pub(in crate::agent) fn in_words(address: &Address) -> String {
 }
 
 /// A conflict as the status tells it.
-pub(in crate::agent) fn describe(conflict: &Conflict, name: impl Fn(NodeId) -> String) -> String {
+pub(in crate::agent) fn describe(
+    conflict: &Conflict,
+    name: impl Fn(NodeNumber) -> String,
+) -> String {
     let losers: Vec<String> = conflict
         .losers
         .iter()
@@ -291,18 +289,13 @@ pub(in crate::agent) fn describe(conflict: &Conflict, name: impl Fn(NodeId) -> S
 
 fn note_member(agent: &Agent, cluster: &Cluster, event: &MemberEvent) {
     let directory = cluster.directory();
-    let listed = |number: NodeId| directory.node(number);
-    let who = |number: NodeId| -> (String, ids::NodeId) {
-        listed(number).map_or((number.to_string(), cluster.me), |n| {
-            (n.name.to_string(), n.id)
-        })
-    };
+    let name = |number| directory.name_of(number);
     match event {
         MemberEvent::Up(identity) => agent.emit(Fact::NodeUp {
-            node: who(identity.node).0,
+            node: name(identity.node),
         }),
         MemberEvent::Failed(identity) => agent.emit(Fact::NodeFailed {
-            node: who(identity.node).0,
+            node: name(identity.node),
         }),
         MemberEvent::Impostor(addr) => agent.emit(Fact::NodeNumberUsedTwice {
             address: addr.to_string(),
@@ -427,7 +420,7 @@ mod tests {
 
     fn upsert(owner: u64, record: &Record, replaced: Option<&Record>, suspended: bool) -> Event {
         Event::Upsert {
-            owner: NodeId(owner),
+            owner: NodeNumber(owner),
             record: Arc::clone(record),
             replaced: replaced.cloned(),
             suspended,
@@ -456,13 +449,13 @@ mod tests {
         let (a, b) = (record("a", 1), record("b", 2));
         let came = vec![upsert(1, &a, None, false), upsert(2, &b, None, false)];
         assert_eq!(run(&mut shown, came), [show(&a), show(&b)]);
-        let failed = vec![Event::Suspend(NodeId(1))];
+        let failed = vec![Event::Suspend(NodeNumber(1))];
         assert_eq!(run(&mut shown, failed), [hide(&a)]);
         assert_eq!(shown.live().collect::<Vec<_>>(), [&b]);
         // What changes meanwhile is noted and not shown.
         let c = record("c", 3);
         assert_eq!(run(&mut shown, vec![upsert(1, &c, None, true)]), []);
-        let back = vec![Event::Resume(NodeId(1))];
+        let back = vec![Event::Resume(NodeNumber(1))];
         assert_eq!(run(&mut shown, back), [show(&a), show(&c)]);
     }
 
@@ -471,7 +464,7 @@ mod tests {
         let mut shown = Shown::default();
         let (old, new) = (record("a", 1), record("a", 2));
         let removed = |record: &Record| Event::Remove {
-            owner: NodeId(1),
+            owner: NodeNumber(1),
             record: Arc::clone(record),
         };
         let events = vec![

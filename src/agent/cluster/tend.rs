@@ -19,7 +19,7 @@ use crate::cluster::manager::nodes::Node;
 use crate::cluster::manager::reply::{Outcome, Refusal};
 use crate::cluster::manager::rpc::{Answer, Request};
 use crate::cluster::member::Liveness;
-use crate::cluster::node::NodeId;
+use crate::cluster::node::NodeNumber;
 use crate::cluster::pki::{self, Life, Renewal};
 use crate::cluster::runtime::Member;
 
@@ -58,7 +58,7 @@ struct Tending {
     nodes_at: Instant,
     ask_at: Instant,
     /// Since when nodes have been heard of by nobody.
-    unheard: BTreeMap<NodeId, Instant>,
+    unheard: BTreeMap<NodeNumber, Instant>,
     /// Since when this node has been no manager any more.
     demoted: Option<Instant>,
 }
@@ -169,7 +169,7 @@ impl Tending {
         };
         let replica = cluster.replica();
         for node in replica.nodes.values().filter(|node| node.id != cluster.me) {
-            if let Some(status) = self.verdict(node, report.members.get(&NodeId(node.number))) {
+            if let Some(status) = self.verdict(node, report.members.get(&NodeNumber(node.number))) {
                 tracing::info!(node = node.name, ?status, "a node has another status");
                 let command = Command::NodeStatus {
                     node: node.id,
@@ -185,7 +185,7 @@ impl Tending {
 
     /// What status a node should have now, if another than it has.
     fn verdict(&mut self, node: &Node, member: Option<&Member>) -> Option<NodeStatus> {
-        let number = NodeId(node.number);
+        let number = NodeNumber(node.number);
         let status = match member.map(|member| member.liveness) {
             Some(Liveness::Failed) => NodeStatus::Down,
             Some(Liveness::Alive) => NodeStatus::Ready,
@@ -452,10 +452,7 @@ async fn tell_conflicts(agent: &Agent, cluster: &Cluster) {
         return;
     };
     let directory = cluster.directory();
-    let name = |number: NodeId| {
-        let node = directory.node(number);
-        node.map_or_else(|| number.to_string(), |node| node.name.to_string())
-    };
+    let name = |number| directory.name_of(number);
     let told = report.conflicts.iter();
     let told: Vec<String> = told
         .map(|conflict| super::feed::describe(conflict, name))

@@ -618,7 +618,7 @@ impl Agent {
         let others = others.filter(|n| n.id != cluster.me && n.status != NodeStatus::Left);
         let mut peers: Vec<GossipPeer> = others
             .map(|node| {
-                let number = node::NodeId(node.number);
+                let number = node::NodeNumber(node.number);
                 let member = report.members.get(&number);
                 let networks = report.networks.iter();
                 let networks = networks.filter(|(_, n)| n.takers.contains(&number));
@@ -666,7 +666,7 @@ impl Agent {
         let mut members: BTreeMap<String, usize> = BTreeMap::new();
         let mut waiting_for = Vec::new();
         for node in present().filter(|node| node.id != cluster.me) {
-            let member = report.members.get(&node::NodeId(node.number));
+            let member = report.members.get(&node::NodeNumber(node.number));
             let seen = liveness(member.map(|m| m.liveness));
             *members.entry(seen.into()).or_default() += 1;
             if node.is_ready() && seen != "alive" {

@@ -73,7 +73,10 @@ impl Agent {
         if self.cluster().is_some() {
             let remote = live.node.remote.of_network(&network.id);
             let views = remote.map(|r| remote_view(network, r));
-            all.extend(views.map(|view| (format!("ep-{}", view.id), remote_container(&view))));
+            all.extend(views.map(|view| {
+                let container = container_of(&view.id, &view.name, view.mac, &view.ips);
+                (format!("ep-{}", view.id), container)
+            }));
         }
         all
     }
@@ -305,28 +308,18 @@ fn ipam(network: &Network) -> IpamView {
 }
 
 fn container(endpoint: &Endpoint) -> ContainerView {
-    let of = |v4: bool| {
-        let address = endpoint.ips.iter().find(|ip| ip.is_ipv4() == v4);
-        address.map_or_else(String::new, ToString::to_string)
-    };
-    ContainerView {
-        name: endpoint.name.clone(),
-        endpoint_id: endpoint.id.clone(),
-        mac_address: endpoint.mac,
-        ipv4_address: of(true),
-        ipv6_address: of(false),
-    }
+    container_of(&endpoint.id, &endpoint.name, endpoint.mac, &endpoint.ips)
 }
 
-fn remote_container(view: &EndpointView) -> ContainerView {
+fn container_of(id: &str, name: &str, mac: Mac, ips: &[IpNetwork]) -> ContainerView {
     let of = |v4: bool| {
-        let address = view.ips.iter().find(|ip| ip.is_ipv4() == v4);
+        let address = ips.iter().find(|ip| ip.is_ipv4() == v4);
         address.map_or_else(String::new, ToString::to_string)
     };
     ContainerView {
-        name: view.name.clone(),
-        endpoint_id: view.id.clone(),
-        mac_address: view.mac,
+        name: name.into(),
+        endpoint_id: id.into(),
+        mac_address: mac,
         ipv4_address: of(true),
         ipv6_address: of(false),
     }

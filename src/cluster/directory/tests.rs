@@ -27,7 +27,7 @@ fn record(vtep: &str, ip: &str) -> EndpointRecord {
 fn a_node_may_publish_what_is_leased_to_it_and_nothing_else() {
     let directory = sample::directory(2);
     let judge =
-        |owner, epoch, record: &EndpointRecord| directory.judge(NodeId(owner), epoch, record);
+        |owner, epoch, record: &EndpointRecord| directory.judge(NodeNumber(owner), epoch, record);
     let own = record("127.0.0.1", "10.0.1.2");
     assert_eq!(judge(1, 1, &own), Ok(()));
     assert_eq!(judge(2, 1, &own), Err(Unauthorised::Vtep));
@@ -55,28 +55,28 @@ fn a_node_may_publish_what_is_leased_to_it_and_nothing_else() {
 #[test]
 fn epochs_may_be_a_little_ahead_and_never_behind() {
     let directory = sample::directory(1);
-    assert!(!directory.admits(NodeId(1), 0));
-    assert!(directory.admits(NodeId(1), 1));
-    assert!(directory.admits(NodeId(1), 1 + EPOCHS_AHEAD_MAX));
-    assert!(!directory.admits(NodeId(1), 2 + EPOCHS_AHEAD_MAX));
-    assert!(!directory.admits(NodeId(2), 1));
+    assert!(!directory.admits(NodeNumber(1), 0));
+    assert!(directory.admits(NodeNumber(1), 1));
+    assert!(directory.admits(NodeNumber(1), 1 + EPOCHS_AHEAD_MAX));
+    assert!(!directory.admits(NodeNumber(1), 2 + EPOCHS_AHEAD_MAX));
+    assert!(!directory.admits(NodeNumber(2), 1));
 }
 
 #[test]
 fn whoever_holds_addresses_takes_part() {
     let directory = sample::directory(2);
-    assert!(directory.takes_part(NodeId(1), "net"));
-    assert!(!directory.takes_part(NodeId(1), "other"));
-    assert!(!directory.takes_part(NodeId(3), "net"));
+    assert!(directory.takes_part(NodeNumber(1), "net"));
+    assert!(!directory.takes_part(NodeNumber(1), "other"));
+    assert!(!directory.takes_part(NodeNumber(3), "net"));
 }
 
 #[test]
 fn signatures_are_checked_by_the_nodes_key() {
     let directory = sample::directory(2);
     let signature = SigningKey::from_seed(&sample::seed(1)).sign(b"x");
-    assert!(directory.verify(NodeId(1), b"x", &signature));
-    assert!(!directory.verify(NodeId(2), b"x", &signature));
-    assert!(!directory.verify(NodeId(9), b"x", &signature));
+    assert!(directory.verify(NodeNumber(1), b"x", &signature));
+    assert!(!directory.verify(NodeNumber(2), b"x", &signature));
+    assert!(!directory.verify(NodeNumber(9), b"x", &signature));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn who_has_left_is_nobody() {
         node.status = NodeStatus::Left;
     }
     let directory = Directory::new(Arc::new(replica));
-    assert!(directory.node(NodeId(2)).is_none());
-    assert!(!directory.takes_part(NodeId(2), "net"));
-    assert!(directory.node_name(NodeId(1)).is_some());
+    assert!(directory.node(NodeNumber(2)).is_none());
+    assert!(!directory.takes_part(NodeNumber(2), "net"));
+    assert!(directory.node_name(NodeNumber(1)).is_some());
 }

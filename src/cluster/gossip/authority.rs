@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::tables::record::EndpointRecord;
 
 /// Length of a signature, bytes (Ed25519, RFC 8032).
@@ -31,21 +31,25 @@ pub enum Unauthorised {
 /// when it changes, [`authority_changed`](super::Gossip::authority_changed) judges everything anew.
 pub trait Authority {
     /// A node's name; none for a node that does not exist, or does not any longer.
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>>;
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>>;
 
     /// Whether a node may hold the entries of a network and have endpoints in it.
-    fn takes_part(&self, node: NodeId, network: &str) -> bool;
+    fn takes_part(&self, node: NodeNumber, network: &str) -> bool;
 
     /// Whether `owner` may publish `record` in `epoch`: its VTEP, VNI and addresses are its own.
     ///
     /// # Errors
     /// What is wrong with it. The record is kept, and judged again later: leases and records travel
     /// different ways, and either may be first.
-    fn judge(&self, owner: NodeId, epoch: u64, record: &EndpointRecord)
-    -> Result<(), Unauthorised>;
+    fn judge(
+        &self,
+        owner: NodeNumber,
+        epoch: u64,
+        record: &EndpointRecord,
+    ) -> Result<(), Unauthorised>;
 
     /// Whether `signature` over `message` is that of `node`.
-    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool;
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; SIGNATURE_LEN]) -> bool;
 }
 
 /// Signs for this node.

@@ -19,7 +19,7 @@ use super::authority::{SIGNATURE_LEN, Signer};
 use super::bytes::{DecodeError, Reader, VARINT_LEN_MAX, Write, varint_len};
 use super::entry::{CLUSTER, Change, Key};
 use super::row::Context;
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 
 /// Most bytes of a chunk: it fits, sealed, into one datagram on the smallest IPv6 path (1,280 bytes), so
 /// that every node can relay every chunk.
@@ -34,7 +34,7 @@ const DOMAIN: &[u8] = b"weft gossip chunk 1\0";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Who wrote and signed it.
-    pub owner: NodeId,
+    pub owner: NodeNumber,
     /// The start number of the owner's agent.
     pub epoch: u64,
     /// The counter before the first one covered.
@@ -72,7 +72,7 @@ impl Chunk {
         if format != FORMAT || flags & !(BEGINS_BASE | ENDS_BASE) != 0 {
             return Err(DecodeError::Unknown);
         }
-        let owner = NodeId(reader.varint()?);
+        let owner = NodeNumber(reader.varint()?);
         let (epoch, from, span) = (reader.varint()?, reader.varint()?, reader.varint()?);
         let to = from.checked_add(span).ok_or(DecodeError::Number)?;
         let floor = match flags & ENDS_BASE {
@@ -152,7 +152,7 @@ fn message(network: &str, body: &[u8]) -> Vec<u8> {
 /// Collects changes until a chunk is full.
 #[derive(Debug)]
 pub struct Builder {
-    owner: NodeId,
+    owner: NodeNumber,
     epoch: u64,
     from: u64,
     context: Context,
@@ -162,7 +162,7 @@ pub struct Builder {
 
 impl Builder {
     /// A chunk of `owner` that begins after `from`.
-    pub fn new(owner: NodeId, epoch: u64, from: u64) -> Builder {
+    pub fn new(owner: NodeNumber, epoch: u64, from: u64) -> Builder {
         let header = 2 + varint_len(owner.0) + varint_len(epoch) + varint_len(from);
         Builder {
             owner,

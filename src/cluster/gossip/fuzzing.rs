@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::bytes::Reader;
 use super::message;
 use super::{Action, Authority, Config, Event, Gossip, Sender, Signer, Unauthorised};
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::cluster::seal::{Seal, Secret};
 use crate::tables::record::{EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
@@ -22,15 +22,15 @@ const NODES: u64 = 4;
 struct Credulous;
 
 impl Authority for Credulous {
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
         (1..=NODES).contains(&node.0).then(|| "name".into())
     }
 
-    fn takes_part(&self, node: NodeId, _: &str) -> bool {
+    fn takes_part(&self, node: NodeNumber, _: &str) -> bool {
         node.0 < NODES
     }
 
-    fn judge(&self, _: NodeId, _: u64, record: &EndpointRecord) -> Result<(), Unauthorised> {
+    fn judge(&self, _: NodeNumber, _: u64, record: &EndpointRecord) -> Result<(), Unauthorised> {
         if record.mac.is_station() {
             Ok(())
         } else {
@@ -38,7 +38,7 @@ impl Authority for Credulous {
         }
     }
 
-    fn verify(&self, node: NodeId, _: &[u8], _: &[u8; 64]) -> bool {
+    fn verify(&self, node: NodeNumber, _: &[u8], _: &[u8; 64]) -> bool {
         node.0 != 1
     }
 }
@@ -56,7 +56,7 @@ fn addr(node: u64) -> SocketAddr {
 }
 
 fn node(number: u64) -> Gossip {
-    let config = Config::new(NodeId(number), 1, addr(number), number);
+    let config = Config::new(NodeNumber(number), 1, addr(number), number);
     let mut gossip = Gossip::new(config, Box::new(Unsigned), 0);
     gossip.join(NET);
     gossip.publish(record(number, 1)).expect("it is fit");
@@ -68,7 +68,7 @@ fn record(number: u64, last: u8) -> EndpointRecord {
     EndpointRecord {
         network: NET.into(),
         vni: Vni::FIRST_USER,
-        endpoint: crate::cluster::endpoint_id::endpoint_id(NodeId(number), 1, last.into()),
+        endpoint: crate::cluster::endpoint_id::endpoint_id(NodeNumber(number), 1, last.into()),
         mac: Mac::from_ipv4(ip),
         ips: vec![ip.into()],
         vtep: addr(number).ip(),
@@ -88,7 +88,7 @@ pub fn run(data: &[u8]) {
     let (_, mut watch) = gossip.watch();
     let mut mirror: BTreeMap<(String, String), Arc<EndpointRecord>> = BTreeMap::new();
     gossip.poll(now_ms, &Credulous, &mut out);
-    let own = gossip.records_of(NET, NodeId(1));
+    let own = gossip.records_of(NET, NodeNumber(1));
     let mut reader = Reader::new(data);
     while let Ok([sender, epoch, wait, high, low]) = reader.array::<5>() {
         let len = usize::from(u16::from_be_bytes([high, low])).min(reader.rest().len());
@@ -102,7 +102,7 @@ pub fn run(data: &[u8]) {
         }
         let number = u64::from(sender % 6);
         let sender = Sender {
-            node: NodeId(number),
+            node: NodeNumber(number),
             epoch: u64::from(epoch % 4),
             addr: (sender & 0x80 == 0).then(|| addr(number)),
         };
@@ -121,7 +121,7 @@ pub fn run(data: &[u8]) {
     }
     let shown = gossip.watch().0;
     assert!(shown.iter().map(|s| &s.record).eq(mirror.values()));
-    assert_eq!(gossip.records_of(NET, NodeId(1)), own);
+    assert_eq!(gossip.records_of(NET, NodeNumber(1)), own);
 }
 
 fn check(action: &Action) {
@@ -160,7 +160,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     odd.endpoint = "f".repeat(64);
     three.publish(odd).expect("it is fit");
     for gossip in [&mut two, &mut three] {
-        gossip.node_up(0, NodeId(1), addr(1), 1);
+        gossip.node_up(0, NodeNumber(1), addr(1), 1);
     }
     let mut all = Vec::new();
     let mut seeds = Vec::new();
@@ -177,7 +177,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 let Action::Datagram { to, payload, .. } = action else {
                     continue;
                 };
-                if to != NodeId(1) {
+                if to != NodeNumber(1) {
                     continue;
                 }
                 let len = u16::try_from(payload.len()).unwrap_or(u16::MAX);
@@ -186,7 +186,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 framed.extend(&payload);
                 all.extend(&framed);
                 let sender = Sender {
-                    node: NodeId(number.into()),
+                    node: NodeNumber(number.into()),
                     epoch: 1,
                     addr: Some(addr(number.into())),
                 };
@@ -200,11 +200,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         for action in out {
             if let Action::Datagram { to, payload, .. } = action {
                 let sender = Sender {
-                    node: NodeId(1),
+                    node: NodeNumber(1),
                     epoch: 1,
                     addr: Some(addr(1)),
                 };
-                let gossip = if to == NodeId(2) {
+                let gossip = if to == NodeNumber(2) {
                     &mut two
                 } else {
                     &mut three
@@ -218,7 +218,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
 }
 
 fn seal(number: u64) -> Seal {
-    let mut seal = Seal::new(NodeId(number), 1);
+    let mut seal = Seal::new(NodeNumber(number), 1);
     seal.set_keys("", &[Secret([1; 32]), Secret([2; 32])]);
     seal
 }

@@ -8,7 +8,7 @@ use aws_lc_rs::digest;
 use super::bytes::{DecodeError, Reader, Write, varint_len};
 use super::chunk::{CHUNK_LEN_MAX, Chunk};
 use super::entry::CLUSTER;
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::cluster::endpoint_id::mix;
 use crate::tables::record::Version;
 
@@ -48,7 +48,7 @@ impl Tag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
     /// The owner.
-    pub owner: NodeId,
+    pub owner: NodeNumber,
     /// Epoch and counter up to which the log is known without a gap.
     pub version: Version,
 }
@@ -73,9 +73,9 @@ pub enum Frame {
         /// Whether the receiver should send what goes beyond it.
         pull: bool,
         /// The lowest owner it speaks of.
-        first: NodeId,
+        first: NodeNumber,
         /// The highest.
-        last: NodeId,
+        last: NodeNumber,
         /// Ascending by owner.
         rows: Vec<Row>,
     },
@@ -96,7 +96,7 @@ pub enum Frame {
 }
 
 /// Bytes of a row that follows one of `before`.
-pub fn row_len(before: Option<NodeId>, row: &Row) -> usize {
+pub fn row_len(before: Option<NodeNumber>, row: &Row) -> usize {
     let distance = row.owner.0.wrapping_sub(before.map_or(0, |b| b.0));
     varint_len(distance) + varint_len(row.version.epoch) + varint_len(row.version.counter)
 }
@@ -205,7 +205,7 @@ fn decode_frame(reader: &mut Reader) -> Result<Frame, DecodeError> {
                 1 => true,
                 _ => return Err(DecodeError::Unknown),
             };
-            let (first, last) = (NodeId(reader.varint()?), NodeId(reader.varint()?));
+            let (first, last) = (NodeNumber(reader.varint()?), NodeNumber(reader.varint()?));
             let rows = decode_rows(reader)?;
             let outside = |row: &Row| row.owner < first || row.owner > last;
             if first > last || rows.iter().any(outside) {
@@ -245,7 +245,7 @@ fn decode_rows(reader: &mut Reader) -> Result<Vec<Row>, DecodeError> {
         }
         let (epoch, counter) = (reader.varint()?, reader.varint()?);
         rows.push(Row {
-            owner: NodeId(owner),
+            owner: NodeNumber(owner),
             version: Version { epoch, counter },
         });
     }

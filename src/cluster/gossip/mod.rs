@@ -45,14 +45,14 @@ use replica::Replica;
 use view::View;
 pub use view::{Address, Conflict, Event, Lagged, Shown, Watch};
 
-use super::{NodeId, seal};
+use super::{NodeNumber, seal};
 use crate::tables::record::{EndpointRecord, Version};
 
 /// What a node starts with.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This node.
-    pub node: NodeId,
+    pub node: NodeNumber,
     /// The start number of its agent, from 1. It grows with every start and survives the loss of everything
     /// else; a node that used it before is told by [`Event::EpochUsed`].
     pub epoch: u64,
@@ -80,7 +80,7 @@ pub struct Config {
 
 impl Config {
     /// The usual values.
-    pub fn new(node: NodeId, epoch: u64, addr: SocketAddr, seed: u64) -> Config {
+    pub fn new(node: NodeNumber, epoch: u64, addr: SocketAddr, seed: u64) -> Config {
         Config {
             node,
             epoch,
@@ -123,7 +123,7 @@ pub enum Action {
     /// A datagram.
     Datagram {
         /// Whom to.
-        to: NodeId,
+        to: NodeNumber,
         /// Where that is.
         addr: SocketAddr,
         /// What to seal it with.
@@ -136,7 +136,7 @@ pub enum Action {
     /// to go over it will be asked for again.
     Stream {
         /// Whom to.
-        to: NodeId,
+        to: NodeNumber,
         /// Where that is.
         addr: SocketAddr,
         /// What to seal them with.
@@ -150,7 +150,7 @@ pub enum Action {
 #[derive(Clone, Copy, Debug)]
 pub struct Sender {
     /// The node.
-    pub node: NodeId,
+    pub node: NodeNumber,
     /// Its epoch.
     pub epoch: u64,
     /// Where it came from; none over a stream.
@@ -165,25 +165,25 @@ pub struct Gossip {
     chance: Chance,
     own: Own,
     replicas: BTreeMap<Tag, Replica>,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: BTreeMap<NodeNumber, Peer>,
     view: View,
     counters: Counters,
     /// Own logs that peers are to be sent, and the order of the peers.
-    pushes: BTreeMap<NodeId, BTreeSet<Tag>>,
-    push_order: VecDeque<NodeId>,
+    pushes: BTreeMap<NodeNumber, BTreeSet<Tag>>,
+    push_order: VecDeque<NodeNumber>,
     push_budget: Bucket,
     /// Short messages on their way out.
     replies: VecDeque<Action>,
     /// What peers asked for.
-    answers: BTreeMap<(NodeId, Tag), BTreeMap<NodeId, Version>>,
-    answer_order: VecDeque<(NodeId, Tag)>,
+    answers: BTreeMap<(NodeNumber, Tag), BTreeMap<NodeNumber, Version>>,
+    answer_order: VecDeque<(NodeNumber, Tag)>,
     relay_budget: Bucket,
     /// When the next probe is due, and how many agreed since the last change.
     probe_ms: u64,
     agreed: u32,
     probes: u64,
     /// Whom the last probe went to, until it answers.
-    probed: Option<NodeId>,
+    probed: Option<NodeNumber>,
 }
 
 impl std::fmt::Debug for Gossip {
@@ -240,7 +240,7 @@ impl Gossip {
     // Membership.
 
     /// A node is there: new, back, or started again.
-    pub fn node_up(&mut self, now_ms: u64, node: NodeId, addr: SocketAddr, epoch: u64) {
+    pub fn node_up(&mut self, now_ms: u64, node: NodeNumber, addr: SocketAddr, epoch: u64) {
         self.clock.set(now_ms);
         if node == self.config.node {
             return;
@@ -254,7 +254,7 @@ impl Gossip {
     }
 
     /// A node did not answer lately. Changes nothing but what [`Gossip::status`] says.
-    pub fn node_suspect(&mut self, now_ms: u64, node: NodeId) {
+    pub fn node_suspect(&mut self, now_ms: u64, node: NodeNumber) {
         self.clock.set(now_ms);
         if let Some(peer) = self.peers.get_mut(&node)
             && peer.status == Status::Alive
@@ -264,16 +264,16 @@ impl Gossip {
     }
 
     /// A node is taken for dead: its records are suspended, and kept.
-    pub fn node_failed(&mut self, now_ms: u64, node: NodeId) {
+    pub fn node_failed(&mut self, now_ms: u64, node: NodeNumber) {
         self.down(now_ms, node, Status::Failed);
     }
 
     /// A node said farewell. What it published is withdrawn by its own last words, not by this.
-    pub fn node_left(&mut self, now_ms: u64, node: NodeId) {
+    pub fn node_left(&mut self, now_ms: u64, node: NodeNumber) {
         self.down(now_ms, node, Status::Left);
     }
 
-    fn down(&mut self, now_ms: u64, node: NodeId, status: Status) {
+    fn down(&mut self, now_ms: u64, node: NodeNumber, status: Status) {
         self.clock.set(now_ms);
         if node == self.config.node {
             return;
@@ -288,7 +288,7 @@ impl Gossip {
 
     /// The managers removed a node: everything of it goes. Their state must say so too, or its records come
     /// back from other nodes.
-    pub fn node_removed(&mut self, now_ms: u64, node: NodeId) {
+    pub fn node_removed(&mut self, now_ms: u64, node: NodeNumber) {
         self.clock.set(now_ms);
         for tag in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.remove_log(tag, node);
@@ -303,15 +303,16 @@ impl Gossip {
     }
 
     /// How membership and the table see a node.
-    pub fn status(&self, node: NodeId) -> Option<Status> {
+    pub fn status(&self, node: NodeNumber) -> Option<Status> {
         self.peers.get(&node).map(|peer| peer.status)
     }
 
     /// The managers' state changed: every node and record is judged anew.
     pub fn authority_changed(&mut self, now_ms: u64, authority: &dyn Authority) {
         self.clock.set(now_ms);
-        let logs = |replica: &Replica| -> Vec<NodeId> { replica.logs().keys().copied().collect() };
-        let nodes: BTreeSet<NodeId> = self.replicas.values().flat_map(logs).collect();
+        let logs =
+            |replica: &Replica| -> Vec<NodeNumber> { replica.logs().keys().copied().collect() };
+        let nodes: BTreeSet<NodeNumber> = self.replicas.values().flat_map(logs).collect();
         for node in nodes {
             if node == self.config.node {
                 continue;
@@ -383,7 +384,7 @@ impl Gossip {
     }
 
     /// The nodes that take part in a network, this one included, as far as is known here.
-    pub fn takers(&self, network: &str) -> Vec<NodeId> {
+    pub fn takers(&self, network: &str) -> Vec<NodeNumber> {
         let replica = self.replicas.get(&Tag::of(network));
         replica.map_or(Vec::new(), |r| r.takers.keys().copied().collect())
     }
@@ -394,7 +395,7 @@ impl Gossip {
     }
 
     /// How far the log of `owner` in a network is known.
-    pub fn version(&self, network: &str, owner: NodeId) -> Version {
+    pub fn version(&self, network: &str, owner: NodeNumber) -> Version {
         let replica = self.replicas.get(&Tag::of(network));
         replica.map_or(Version::default(), |r| r.version(owner))
     }
@@ -425,7 +426,7 @@ impl Gossip {
         self.stir();
     }
 
-    fn revive(&mut self, node: NodeId) {
+    fn revive(&mut self, node: NodeNumber) {
         let now = self.clock.now_ms();
         if let Some(peer) = self.peers.get_mut(&node)
             && peer.status != Status::Alive
@@ -438,7 +439,7 @@ impl Gossip {
     }
 
     /// Takes a log out of a network, and its records out of the view.
-    fn remove_log(&mut self, tag: Tag, owner: NodeId) {
+    fn remove_log(&mut self, tag: Tag, owner: NodeNumber) {
         let Some(replica) = self.replicas.get_mut(&tag) else {
             return;
         };
@@ -463,7 +464,7 @@ impl Gossip {
     }
 
     /// What an owner's cluster log says changed.
-    fn cluster_delta(&mut self, owner: NodeId, delta: Delta) {
+    fn cluster_delta(&mut self, owner: NodeNumber, delta: Delta) {
         let now = self.clock.now_ms();
         match delta {
             Delta::Put(Key::Takes(network), _, since) => {
@@ -496,7 +497,7 @@ impl Gossip {
     }
 
     /// The records of one owner in a network, whether shown or not.
-    pub fn records_of(&self, network: &str, owner: NodeId) -> Vec<Arc<EndpointRecord>> {
+    pub fn records_of(&self, network: &str, owner: NodeNumber) -> Vec<Arc<EndpointRecord>> {
         let replica = self.replicas.get(&Tag::of(network));
         let log = replica.and_then(|r| r.logs().get(&owner));
         let entries = log.into_iter().flat_map(|log| log.entries().values());

@@ -9,7 +9,7 @@ use super::message::{self, Frame, Row, Tag};
 use super::peer::{Peer, Status};
 use super::view::Event;
 use super::{Authority, Gossip, Sender};
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::tables::record::Version;
 
 /// What a message with a forged chunk costs its sender, in messages.
@@ -67,7 +67,7 @@ impl Gossip {
         }
     }
 
-    fn frame(&mut self, from: NodeId, frame: Frame, authority: &dyn Authority) {
+    fn frame(&mut self, from: NodeNumber, frame: Frame, authority: &dyn Authority) {
         match frame {
             Frame::Probe(hashes) => self.probed(from, &hashes, authority),
             // Counted once a message, and only from whom was asked.
@@ -93,7 +93,12 @@ impl Gossip {
     }
 
     /// Whether a node may know what is in a network.
-    pub(super) fn may_ask(&mut self, node: NodeId, tag: Tag, authority: &dyn Authority) -> bool {
+    pub(super) fn may_ask(
+        &mut self,
+        node: NodeNumber,
+        tag: Tag,
+        authority: &dyn Authority,
+    ) -> bool {
         let Some(replica) = self.replicas.get(&tag) else {
             return false;
         };
@@ -104,7 +109,7 @@ impl Gossip {
         may
     }
 
-    fn probed(&mut self, from: NodeId, hashes: &[(Tag, u64)], authority: &dyn Authority) {
+    fn probed(&mut self, from: NodeNumber, hashes: &[(Tag, u64)], authority: &dyn Authority) {
         let differs = |(tag, hash): &&(Tag, u64)| {
             let replica = self.replicas.get(tag);
             replica.is_some_and(|replica| replica.hash() != *hash)
@@ -124,10 +129,10 @@ impl Gossip {
     /// Compares what another node knows with what is known here.
     fn compare(
         &mut self,
-        from: NodeId,
+        from: NodeNumber,
         tag: Tag,
         pull: bool,
-        (first, last): (NodeId, NodeId),
+        (first, last): (NodeNumber, NodeNumber),
         theirs: &[Row],
     ) {
         let now = self.clock.now_ms();
@@ -137,7 +142,7 @@ impl Gossip {
         let mine = replica
             .rows()
             .filter(|row| (first..=last).contains(&row.owner));
-        let theirs_of = |owner: NodeId| -> Version {
+        let theirs_of = |owner: NodeNumber| -> Version {
             let found = theirs.binary_search_by_key(&owner, |row| row.owner);
             found.map_or(Version::default(), |at| theirs[at].version)
         };
@@ -183,7 +188,7 @@ impl Gossip {
         }
     }
 
-    fn receive(&mut self, from: NodeId, tag: Tag, chunk: Chunk, authority: &dyn Authority) {
+    fn receive(&mut self, from: NodeNumber, tag: Tag, chunk: Chunk, authority: &dyn Authority) {
         let header = *chunk.header();
         let owner = header.owner;
         let Some(replica) = self.replicas.get(&tag) else {
@@ -250,7 +255,7 @@ impl Gossip {
     }
 
     /// Whether an owner is known to take part in a network.
-    fn counts(&self, tag: Tag, owner: NodeId) -> bool {
+    fn counts(&self, tag: Tag, owner: NodeNumber) -> bool {
         let replica = self.replicas.get(&tag);
         tag == Tag::CLUSTER || replica.is_some_and(|r| r.takers.contains_key(&owner))
     }
@@ -268,7 +273,7 @@ impl Gossip {
     }
 
     /// Applies what waited for the log to get where it is.
-    pub(super) fn apply_early(&mut self, tag: Tag, owner: NodeId, authority: &dyn Authority) {
+    pub(super) fn apply_early(&mut self, tag: Tag, owner: NodeNumber, authority: &dyn Authority) {
         if !self.counts(tag, owner) {
             return;
         }
@@ -350,7 +355,7 @@ impl Gossip {
 
     fn cluster_changed(
         &mut self,
-        owner: NodeId,
+        owner: NodeNumber,
         epoch: u64,
         deltas: Vec<Delta>,
         authority: &dyn Authority,
@@ -375,7 +380,7 @@ impl Gossip {
     fn show(
         &mut self,
         network: &Arc<str>,
-        owner: NodeId,
+        owner: NodeNumber,
         epoch: u64,
         delta: Delta,
         authority: &dyn Authority,
@@ -395,7 +400,7 @@ impl Gossip {
     fn judge_again(
         &mut self,
         network: &Arc<str>,
-        owner: NodeId,
+        owner: NodeNumber,
         epoch: u64,
         authority: &dyn Authority,
     ) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::log::OwnerLog;
 use super::message::{Row, Tag, row_hash};
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::tables::record::Version;
 
 /// The logs of a network.
@@ -16,12 +16,12 @@ pub struct Replica {
     /// Its tag.
     pub tag: Tag,
     /// Who takes part, and since which change of their cluster log.
-    pub takers: BTreeMap<NodeId, Version>,
+    pub takers: BTreeMap<NodeNumber, Version>,
     /// When an owner's log was last asked for, so that not everybody sends it.
-    pub wanted_ms: BTreeMap<NodeId, u64>,
+    pub wanted_ms: BTreeMap<NodeNumber, u64>,
     /// When it last changed, or was last seen to differ from another's.
     pub stirred_ms: u64,
-    logs: BTreeMap<NodeId, OwnerLog>,
+    logs: BTreeMap<NodeNumber, OwnerLog>,
     /// Exclusive or of the hashes of all rows.
     hash: u64,
 }
@@ -45,12 +45,12 @@ impl Replica {
     }
 
     /// The logs by owner.
-    pub fn logs(&self) -> &BTreeMap<NodeId, OwnerLog> {
+    pub fn logs(&self) -> &BTreeMap<NodeNumber, OwnerLog> {
         &self.logs
     }
 
     /// How far an owner's log is known.
-    pub fn version(&self, owner: NodeId) -> Version {
+    pub fn version(&self, owner: NodeNumber) -> Version {
         self.logs
             .get(&owner)
             .map_or(Version::default(), OwnerLog::version)
@@ -68,7 +68,7 @@ impl Replica {
     /// Changes an owner's log, and the hash with it.
     pub(super) fn change<T>(
         &mut self,
-        owner: NodeId,
+        owner: NodeNumber,
         change: impl FnOnce(&mut OwnerLog) -> T,
     ) -> T {
         let log = self.logs.entry(owner).or_default();
@@ -82,7 +82,7 @@ impl Replica {
     }
 
     /// Takes an owner's log out.
-    pub(super) fn remove(&mut self, owner: NodeId) -> Option<OwnerLog> {
+    pub(super) fn remove(&mut self, owner: NodeNumber) -> Option<OwnerLog> {
         let log = self.logs.remove(&owner)?;
         self.hash ^= hash(owner, log.version());
         self.wanted_ms.remove(&owner);
@@ -91,7 +91,7 @@ impl Replica {
 }
 
 /// A log nobody has begun counts for nothing.
-fn hash(owner: NodeId, version: Version) -> u64 {
+fn hash(owner: NodeNumber, version: Version) -> u64 {
     if version == Version::default() {
         return 0;
     }

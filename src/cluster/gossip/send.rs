@@ -12,7 +12,7 @@ use super::message::{
 use super::peer::Status;
 use super::replica::Replica;
 use super::{Action, Authority, Gossip, Scope};
-use crate::cluster::{NodeId, seal};
+use crate::cluster::{NodeNumber, seal};
 use crate::tables::record::Version;
 
 /// More than this many datagrams for one node at once go over a stream.
@@ -74,7 +74,7 @@ impl Gossip {
     // Own changes.
 
     /// A node is to get what is new in this node's log of a network.
-    pub(super) fn push_to(&mut self, node: NodeId, tag: Tag) {
+    pub(super) fn push_to(&mut self, node: NodeNumber, tag: Tag) {
         if node == self.config.node {
             return;
         }
@@ -88,7 +88,7 @@ impl Gossip {
     }
 
     pub(super) fn push_to_all(&mut self, tag: Tag) {
-        let mut nodes: Vec<NodeId> = match (tag, self.replicas.get(&tag)) {
+        let mut nodes: Vec<NodeNumber> = match (tag, self.replicas.get(&tag)) {
             (Tag::CLUSTER, _) => self.peers.keys().copied().collect(),
             (_, Some(replica)) => replica.takers.keys().copied().collect(),
             _ => Vec::new(),
@@ -99,7 +99,7 @@ impl Gossip {
         }
     }
 
-    pub(super) fn push_all_to(&mut self, node: NodeId) {
+    pub(super) fn push_all_to(&mut self, node: NodeNumber) {
         let shared = self
             .replicas
             .values()
@@ -157,7 +157,7 @@ impl Gossip {
     /// Packs chunks into messages for one node; returns their bytes.
     fn send_chunks(
         &mut self,
-        node: NodeId,
+        node: NodeNumber,
         network: &str,
         chunks: &[(Tag, Chunk)],
         out: &mut Vec<Action>,
@@ -202,7 +202,7 @@ impl Gossip {
     // Replies.
 
     /// Queues a message of frames that are known to fit.
-    pub(super) fn reply(&mut self, node: NodeId, frames: &[Frame]) {
+    pub(super) fn reply(&mut self, node: NodeNumber, frames: &[Frame]) {
         let mut payload = message::message();
         for frame in frames {
             message::encode(frame, &mut payload);
@@ -210,7 +210,7 @@ impl Gossip {
         self.reply_in(node, CLUSTER, payload);
     }
 
-    fn reply_in(&mut self, node: NodeId, network: &str, payload: Vec<u8>) {
+    fn reply_in(&mut self, node: NodeNumber, network: &str, payload: Vec<u8>) {
         debug_assert!(payload.len() <= self.message_len_max());
         let addr = self.peers.get(&node).and_then(|peer| peer.addr);
         if let Some(addr) = addr
@@ -245,7 +245,7 @@ impl Gossip {
     }
 
     /// Says all that is known of a network.
-    pub(super) fn send_digest(&mut self, node: NodeId, tag: Tag) {
+    pub(super) fn send_digest(&mut self, node: NodeNumber, tag: Tag) {
         let Some(replica) = self.replicas.get(&tag) else {
             return;
         };
@@ -259,12 +259,12 @@ impl Gossip {
             < 3;
         let rows: Vec<Row> = replica.rows().collect();
         let runs = self.runs(&rows);
-        let mut first = NodeId(0);
+        let mut first = NodeNumber(0);
         let count = runs.len();
         for (index, rows) in runs.into_iter().enumerate() {
             let last = match rows.last() {
                 Some(row) if index + 1 < count => row.owner,
-                _ => NodeId(u64::MAX),
+                _ => NodeNumber(u64::MAX),
             };
             let frame = Frame::Digest {
                 tag,
@@ -276,11 +276,11 @@ impl Gossip {
             let mut payload = message::message();
             message::encode(&frame, &mut payload);
             self.reply_in(node, &id, payload);
-            first = NodeId(last.0.saturating_add(1));
+            first = NodeNumber(last.0.saturating_add(1));
         }
     }
 
-    pub(super) fn send_wants(&mut self, node: NodeId, tag: Tag, rows: &[Row]) {
+    pub(super) fn send_wants(&mut self, node: NodeNumber, tag: Tag, rows: &[Row]) {
         let Some(replica) = self.replicas.get(&tag) else {
             return;
         };
@@ -296,7 +296,7 @@ impl Gossip {
 
     /// Notes what a node asked for. Questions to several networks and from several nodes wait side by side;
     /// a newer one to the same network is added to the older.
-    pub(super) fn wanted(&mut self, node: NodeId, tag: Tag, rows: &[Row]) {
+    pub(super) fn wanted(&mut self, node: NodeNumber, tag: Tag, rows: &[Row]) {
         let place = (node, tag);
         if !self.answers.contains_key(&place) {
             if self.answers.len() >= ANSWERS_MAX {
@@ -338,9 +338,9 @@ impl Gossip {
 
     fn answer_one(
         &mut self,
-        node: NodeId,
+        node: NodeNumber,
         tag: Tag,
-        wanted: BTreeMap<NodeId, Version>,
+        wanted: BTreeMap<NodeNumber, Version>,
         out: &mut Vec<Action>,
     ) {
         let now = self.clock.now_ms();
@@ -349,7 +349,7 @@ impl Gossip {
             return;
         };
         let id = Arc::clone(&replica.id);
-        let mut owners: Vec<NodeId> = wanted.keys().copied().filter(|o| *o != me).collect();
+        let mut owners: Vec<NodeNumber> = wanted.keys().copied().filter(|o| *o != me).collect();
         self.chance.shuffle(&mut owners);
         if wanted.contains_key(&me) {
             owners.insert(0, me);
@@ -431,13 +431,13 @@ impl Gossip {
     }
 
     /// The networks that a node takes part in as well as this one.
-    fn shared_with(&self, node: NodeId) -> impl Iterator<Item = &Replica> {
+    fn shared_with(&self, node: NodeNumber) -> impl Iterator<Item = &Replica> {
         let replicas = self.replicas.values();
         replicas.filter(move |r| r.tag != Tag::CLUSTER && r.takers.contains_key(&node))
     }
 
     /// Sends digests of what changed lately in place of hashes; false if nothing did.
-    fn tell_news(&mut self, node: NodeId) -> bool {
+    fn tell_news(&mut self, node: NodeNumber) -> bool {
         let since = self.clock.now_ms().saturating_sub(NEWS_MS);
         let cluster = self.replicas.get(&Tag::CLUSTER);
         let all = cluster.into_iter().chain(self.shared_with(node));
@@ -454,8 +454,8 @@ impl Gossip {
     }
 
     /// Every second probe goes to somebody of a network of ours, however few they are.
-    fn probe_target(&mut self) -> Option<NodeId> {
-        let down: Vec<NodeId> = self
+    fn probe_target(&mut self) -> Option<NodeNumber> {
+        let down: Vec<NodeNumber> = self
             .peers
             .iter()
             .filter(|(_, peer)| peer.status == Status::Failed && peer.addr.is_some())
@@ -465,17 +465,17 @@ impl Gossip {
             return self.chance.pick(&down).copied();
         }
         let peers = &self.peers;
-        let up = |node: &NodeId| peers.get(node).is_some_and(|peer| peer.is_up());
+        let up = |node: &NodeNumber| peers.get(node).is_some_and(|peer| peer.is_up());
         if self.probes.is_multiple_of(2) {
             let networks: Vec<Tag> = self.replicas.keys().copied().collect();
             let tag = *self.chance.pick(&networks)?;
             let takers = self.replicas[&tag].takers.keys().copied();
-            let takers: Vec<NodeId> = takers.filter(up).collect();
+            let takers: Vec<NodeNumber> = takers.filter(up).collect();
             if let Some(node) = self.chance.pick(&takers) {
                 return Some(*node);
             }
         }
-        let all: Vec<NodeId> = peers.keys().copied().filter(up).collect();
+        let all: Vec<NodeNumber> = peers.keys().copied().filter(up).collect();
         self.chance.pick(&all).copied()
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::authority::Unauthorised;
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::tables::record::{EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
 
@@ -34,9 +34,9 @@ pub struct Conflict {
     /// What they share.
     pub address: Address,
     /// Who counts: its node and the endpoint's id.
-    pub winner: (NodeId, String),
+    pub winner: (NodeNumber, String),
     /// Who does not, best first.
-    pub losers: Vec<(NodeId, String)>,
+    pub losers: Vec<(NodeNumber, String)>,
 }
 
 /// A change of what the table shows.
@@ -49,7 +49,7 @@ pub enum Event {
     /// first.
     Upsert {
         /// Its owner.
-        owner: NodeId,
+        owner: NodeNumber,
         /// What it says.
         record: Arc<EndpointRecord>,
         /// What was shown for this endpoint before.
@@ -60,14 +60,14 @@ pub enum Event {
     /// A record is gone.
     Remove {
         /// Its owner.
-        owner: NodeId,
+        owner: NodeNumber,
         /// What it said.
         record: Arc<EndpointRecord>,
     },
     /// A node failed: its records stay, and nothing is to be sent to them.
-    Suspend(NodeId),
+    Suspend(NodeNumber),
     /// A node is back, with all of its records.
-    Resume(NodeId),
+    Resume(NodeNumber),
     /// Several records have one address, or who wins changed.
     Conflict(Conflict),
     /// An address has one holder again, or none.
@@ -75,7 +75,7 @@ pub enum Event {
     /// A record is kept but not shown: its owner may not publish it.
     Unauthorised {
         /// Its owner.
-        owner: NodeId,
+        owner: NodeNumber,
         /// What it says.
         record: Arc<EndpointRecord>,
         /// What is wrong with it.
@@ -89,7 +89,7 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
     /// Its owner.
-    pub owner: NodeId,
+    pub owner: NodeNumber,
     /// What it says.
     pub record: Arc<EndpointRecord>,
     /// Whether its owner is suspended.
@@ -109,7 +109,7 @@ pub struct Lagged(pub u64);
 
 #[derive(Debug)]
 struct Claim {
-    owner: NodeId,
+    owner: NodeNumber,
     record: Arc<EndpointRecord>,
     allowed: Result<(), Unauthorised>,
 }
@@ -118,8 +118,8 @@ struct Claim {
 struct NetworkView {
     /// By endpoint; nearly always one, so a list with room for one.
     claims: BTreeMap<Arc<str>, Vec<Claim>>,
-    shown: BTreeMap<Arc<str>, (NodeId, Arc<EndpointRecord>)>,
-    holders: BTreeMap<Address, Vec<(NodeId, Arc<str>)>>,
+    shown: BTreeMap<Arc<str>, (NodeNumber, Arc<EndpointRecord>)>,
+    holders: BTreeMap<Address, Vec<(NodeNumber, Arc<str>)>>,
     conflicts: BTreeMap<Address, Conflict>,
 }
 
@@ -127,7 +127,7 @@ struct NetworkView {
 #[derive(Debug, Default)]
 pub struct View {
     networks: BTreeMap<Arc<str>, NetworkView>,
-    suspended: BTreeSet<NodeId>,
+    suspended: BTreeSet<NodeNumber>,
     events: VecDeque<Event>,
     /// The number of the first event that is kept.
     first: u64,
@@ -173,7 +173,7 @@ impl View {
     }
 
     /// The nodes that are suspended.
-    pub fn suspended(&self) -> &BTreeSet<NodeId> {
+    pub fn suspended(&self) -> &BTreeSet<NodeNumber> {
         &self.suspended
     }
 
@@ -195,7 +195,7 @@ impl View {
     pub(super) fn put(
         &mut self,
         network: &Arc<str>,
-        owner: NodeId,
+        owner: NodeNumber,
         record: Arc<EndpointRecord>,
         allowed: Result<(), Unauthorised>,
     ) {
@@ -229,7 +229,7 @@ impl View {
     }
 
     /// A node's claim is gone.
-    pub(super) fn drop(&mut self, network: &Arc<str>, owner: NodeId, endpoint: &Arc<str>) {
+    pub(super) fn drop(&mut self, network: &Arc<str>, owner: NodeNumber, endpoint: &Arc<str>) {
         let Some(view) = self.networks.get_mut(network) else {
             return;
         };
@@ -252,7 +252,7 @@ impl View {
     /// Judges every claim again.
     pub(super) fn judge(
         &mut self,
-        mut verdict: impl FnMut(NodeId, &EndpointRecord) -> Result<(), Unauthorised>,
+        mut verdict: impl FnMut(NodeNumber, &EndpointRecord) -> Result<(), Unauthorised>,
     ) {
         let mut changed = Vec::new();
         for (network, view) in &mut self.networks {
@@ -293,7 +293,7 @@ impl View {
     }
 
     /// Suspends or resumes a node.
-    pub(super) fn suspend(&mut self, node: NodeId, suspended: bool) {
+    pub(super) fn suspend(&mut self, node: NodeNumber, suspended: bool) {
         let changed = if suspended {
             self.suspended.insert(node)
         } else {
@@ -391,7 +391,7 @@ impl View {
         self.settle(network, touched);
     }
 
-    fn emit_removed(&mut self, owner: NodeId, record: Arc<EndpointRecord>) {
+    fn emit_removed(&mut self, owner: NodeNumber, record: Arc<EndpointRecord>) {
         self.emit(Event::Remove { owner, record });
     }
 
@@ -424,10 +424,10 @@ impl NetworkView {
         &self,
         network: &Arc<str>,
         address: Address,
-        suspended: &BTreeSet<NodeId>,
+        suspended: &BTreeSet<NodeNumber>,
     ) -> Option<Conflict> {
         let holders = self.holders.get(&address)?;
-        let owners: BTreeSet<NodeId> = holders.iter().map(|(owner, _)| *owner).collect();
+        let owners: BTreeSet<NodeNumber> = holders.iter().map(|(owner, _)| *owner).collect();
         let shared = matches!(address, Address::Mac(..)) && owners.len() == 1;
         if holders.len() < 2 || shared {
             return None;

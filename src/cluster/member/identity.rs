@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bytes::{Buf, BufMut};
 use foca::{Header, Member, Message, State};
 
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 
 /// A life of a node: the same node with a higher epoch, or a higher life within it, takes the place of the lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The node.
-    pub node: NodeId,
+    pub node: NodeNumber,
     /// Start number of its agent, which grows with each start.
     pub epoch: u64,
     /// How often it came back within the epoch after it was taken for dead.
@@ -21,7 +21,7 @@ pub struct Identity {
 }
 
 impl foca::Identity for Identity {
-    type Addr = NodeId;
+    type Addr = NodeNumber;
 
     fn renew(&self) -> Option<Identity> {
         Some(Identity {
@@ -30,7 +30,7 @@ impl foca::Identity for Identity {
         })
     }
 
-    fn addr(&self) -> NodeId {
+    fn addr(&self) -> NodeNumber {
         self.node
     }
 
@@ -92,7 +92,7 @@ pub fn get_identity(buf: &mut impl Buf) -> Result<Identity, CodecError> {
         _ => return Err(CodecError::Unknown),
     };
     Ok(Identity {
-        node: NodeId(node),
+        node: NodeNumber(node),
         epoch,
         life,
         addr: SocketAddr::new(ip.to_canonical(), buf.try_get_u16()?),
@@ -247,7 +247,7 @@ mod tests {
 
     fn identity(addr: &str) -> Identity {
         Identity {
-            node: NodeId(7),
+            node: NodeNumber(7),
             epoch: 3,
             life: 1,
             addr: addr.parse().unwrap(),

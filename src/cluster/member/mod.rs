@@ -24,7 +24,7 @@ use foca::{
     Timer,
 };
 
-use super::NodeId;
+use super::NodeNumber;
 use super::dice::Dice;
 pub use identity::{Codec, CodecError, IDENTITY_LEN_MAX, Identity};
 use identity::{get_identity, put_identity};
@@ -135,7 +135,7 @@ const SEEDS_MAX: usize = 1024;
 struct Seed {
     addr: SocketAddr,
     /// Whose answer came from there last.
-    answered: Option<NodeId>,
+    answered: Option<NodeNumber>,
     next: Duration,
     wait: Duration,
 }
@@ -255,7 +255,7 @@ impl Membership {
     }
 
     /// All members but this node, in the order of their numbers.
-    pub fn members(&self) -> BTreeMap<NodeId, (Identity, Liveness)> {
+    pub fn members(&self) -> BTreeMap<NodeNumber, (Identity, Liveness)> {
         let members = self.foca.iter_membership_state();
         members
             .map(|member| {

@@ -35,7 +35,7 @@ fn addr(index: usize) -> SocketAddr {
 
 fn identity(index: usize, epoch: u64) -> Identity {
     Identity {
-        node: NodeId(index as u64 + 1),
+        node: NodeNumber(index as u64 + 1),
         epoch,
         life: 0,
         addr: addr(index),
@@ -273,7 +273,11 @@ fn seed_rejoin_matches() {
     net.dead.clear();
     net.heal(MS(12_000));
     let asked = net.nodes[1].seeds[0].answered;
-    assert_eq!(asked, Some(NodeId(1)), "the answer is matched to its seed");
+    assert_eq!(
+        asked,
+        Some(NodeNumber(1)),
+        "the answer is matched to its seed"
+    );
 }
 
 /// A node that starts again is up at once, under its next epoch.
@@ -285,7 +289,7 @@ fn a_restart_is_a_new_epoch() {
     net.nodes[2].add_seed(addr(0));
     net.run(MS(2000));
     for index in [0, 1, 3, 4] {
-        let (id, liveness) = net.nodes[index].members()[&NodeId(3)];
+        let (id, liveness) = net.nodes[index].members()[&NodeNumber(3)];
         assert_eq!(
             (id.epoch, liveness),
             (2, Liveness::Alive),

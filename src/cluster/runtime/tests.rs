@@ -13,13 +13,13 @@ struct Node {
     runtime: Runtime,
     news: mpsc::Receiver<News>,
     shown: BTreeMap<String, EndpointRecord>,
-    suspended: BTreeSet<NodeId>,
+    suspended: BTreeSet<NodeNumber>,
 }
 
 impl Node {
     async fn start(n: u8, port: u16, directory: &Arc<Directory>) -> Node {
         let config = Config {
-            node: NodeId(n.into()),
+            node: NodeNumber(n.into()),
             epoch: 1,
             addr: SocketAddr::new(sample::vtep(n), port),
             signing_seed: sample::seed(n),
@@ -132,7 +132,7 @@ async fn records_of_a_silent_node_are_suspended_and_come_back() {
         .await;
     let port = nodes[1].runtime.addr().port();
     nodes.pop().unwrap().runtime.stop(false).await;
-    let two = NodeId(2);
+    let two = NodeNumber(2);
     nodes[0]
         .until("suspended", |n| n.suspended.contains(&two))
         .await;
@@ -170,10 +170,10 @@ async fn strangers_are_counted_and_change_nothing() {
     let nodes = start(1).await;
     let addr = nodes[0].runtime.addr();
     let stranger = UdpSocket::bind("127.0.0.9:0").await.unwrap();
-    let mut wrong = Seal::new(NodeId(1), 1);
+    let mut wrong = Seal::new(NodeNumber(1), 1);
     wrong.set_keys("", &[crate::cluster::seal::Secret([99; 32])]);
     let sealed = wrong.seal("", b"x").unwrap();
-    let mut unknown = Seal::new(NodeId(77), 1);
+    let mut unknown = Seal::new(NodeNumber(77), 1);
     unknown.set_keys("", &[crate::cluster::seal::Secret([1; 32])]);
     let unknown = unknown.seal("", b"x").unwrap();
     for datagram in [

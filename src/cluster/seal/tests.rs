@@ -5,13 +5,13 @@ use proptest::prelude::*;
 
 fn pair(keys: &[u8]) -> (Seal, Seal) {
     let keys: Vec<_> = keys.iter().map(|k| Secret([*k; 32])).collect();
-    let (mut a, mut b) = (Seal::new(NodeId(1), 1), Seal::new(NodeId(2), 1));
+    let (mut a, mut b) = (Seal::new(NodeNumber(1), 1), Seal::new(NodeNumber(2), 1));
     a.set_keys("", &keys);
     b.set_keys("", &keys);
     (a, b)
 }
 
-fn anyone(_: NodeId, _: u64) -> bool {
+fn anyone(_: NodeNumber, _: u64) -> bool {
     true
 }
 
@@ -23,7 +23,7 @@ fn what_was_sealed_opens_once() {
     let opened = b.open(&sealed, anyone).unwrap();
     assert_eq!(
         (opened.node, opened.epoch, &*opened.scope),
-        (NodeId(1), 1, "")
+        (NodeNumber(1), 1, "")
     );
     assert_eq!(opened.payload, b"hello");
     assert_eq!(b.open(&sealed, anyone), Err(OpenError::Replayed));
@@ -106,7 +106,7 @@ fn without_a_key_nothing_is_sealed() {
 fn a_node_that_does_not_exist_is_not_listened_to() {
     let (mut a, mut b) = pair(&[1]);
     let sealed = a.seal("", b"x").unwrap();
-    let refused = b.open(&sealed, |node, _| node != NodeId(1));
+    let refused = b.open(&sealed, |node, _| node != NodeNumber(1));
     assert_eq!(refused, Err(OpenError::UnknownSender));
 }
 
@@ -114,7 +114,7 @@ fn a_node_that_does_not_exist_is_not_listened_to() {
 fn an_earlier_epoch_is_over() {
     let (mut a, mut b) = pair(&[1]);
     let before = a.seal("", b"before").unwrap();
-    let mut restarted = Seal::new(NodeId(1), 2);
+    let mut restarted = Seal::new(NodeNumber(1), 2);
     restarted.set_keys("", &[Secret([1; 32])]);
     b.open(&restarted.seal("", b"after").unwrap(), anyone)
         .unwrap();

@@ -1,7 +1,7 @@
 //! Rows: what comes back, how long it is, what is refused.
 
 use super::*;
-use crate::cluster::NodeId;
+use crate::cluster::NodeNumber;
 use crate::cluster::endpoint_id::endpoint_id;
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ fn record(serial: u64) -> EndpointRecord {
     EndpointRecord {
         network: "net".into(),
         vni: Vni::FIRST_USER,
-        endpoint: endpoint_id(NodeId(7), 3, serial),
+        endpoint: endpoint_id(NodeNumber(7), 3, serial),
         mac: Mac::from_ipv4(ip),
         ips: vec![ip.into()],
         vtep: "192.0.2.7".parse().unwrap(),
@@ -62,7 +62,7 @@ fn an_endpoint_like_the_one_before_takes_one_byte() {
 #[test]
 fn a_foreign_id_costs_its_bits() {
     let mut odd = record(2);
-    odd.endpoint = endpoint_id(NodeId(8), 3, 2);
+    odd.endpoint = endpoint_id(NodeNumber(8), 3, 2);
     assert_eq!(there_and_back(&[change(record(1)), change(odd)])[1], 18);
 }
 
@@ -91,7 +91,7 @@ fn everything_a_record_may_hold_comes_back() {
     let takes = Change {
         counter: 41,
         since: 41,
-        key: Key::Takes(endpoint_id(NodeId(1), 1, 1).as_str().into()),
+        key: Key::Takes(endpoint_id(NodeNumber(1), 1, 1).as_str().into()),
         entry: Some(Entry::Takes),
     };
     let address = Change {

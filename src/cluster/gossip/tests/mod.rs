@@ -13,26 +13,26 @@ const NET: &str = "n3tw0rkn3tw0rkn3tw0rkn3tw";
 /// Nodes 1 to 9 exist and may do anything with keys of their own.
 struct Everybody;
 
-fn key(node: NodeId) -> SigningKey {
+fn key(node: NodeNumber) -> SigningKey {
     SigningKey::from_seed(&[node.0 as u8; 32])
 }
 
 impl Authority for Everybody {
-    fn node_name(&self, node: NodeId) -> Option<Arc<str>> {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
         (1..=9)
             .contains(&node.0)
             .then(|| format!("node-{node}").into())
     }
 
-    fn takes_part(&self, _: NodeId, _: &str) -> bool {
+    fn takes_part(&self, _: NodeNumber, _: &str) -> bool {
         true
     }
 
-    fn judge(&self, _: NodeId, _: u64, _: &EndpointRecord) -> Result<(), Unauthorised> {
+    fn judge(&self, _: NodeNumber, _: u64, _: &EndpointRecord) -> Result<(), Unauthorised> {
         Ok(())
     }
 
-    fn verify(&self, node: NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; 64]) -> bool {
         key(node).public().verify(message, signature)
     }
 }
@@ -42,7 +42,7 @@ fn addr(node: u64) -> SocketAddr {
 }
 
 fn node(number: u64, epoch: u64, tombstone_ms: u64) -> Gossip {
-    let id = NodeId(number);
+    let id = NodeNumber(number);
     let mut config = Config::new(id, epoch, addr(number), number);
     config.tombstone_ms = tombstone_ms;
     let mut gossip = Gossip::new(config, Box::new(key(id)), 0);
@@ -55,7 +55,7 @@ fn record(node: u64, last: u8, name: &str) -> EndpointRecord {
     EndpointRecord {
         network: NET.into(),
         vni: Vni::FIRST_USER,
-        endpoint: super::super::endpoint_id::endpoint_id(NodeId(node), 1, last.into()),
+        endpoint: super::super::endpoint_id::endpoint_id(NodeNumber(node), 1, last.into()),
         mac: Mac::from_ipv4(ip),
         ips: vec![ip.into()],
         vtep: addr(node).ip(),
@@ -89,7 +89,7 @@ fn hear(gossip: &mut Gossip, now_ms: u64, from: u64, frames: &[Frame]) {
         message::encode(frame, &mut payload);
     }
     let sender = Sender {
-        node: NodeId(from),
+        node: NodeNumber(from),
         epoch: 1,
         addr: Some(addr(from)),
     };
@@ -120,7 +120,7 @@ fn two_nodes_learn_of_each_other_and_forget_who_says_farewell() {
     let (mut a, mut b) = (node(1, 1, 0), node(2, 1, 0));
     a.publish(record(1, 5, "web")).unwrap();
     b.publish(record(2, 6, "db")).unwrap();
-    a.node_up(0, NodeId(2), addr(2), 1);
+    a.node_up(0, NodeNumber(2), addr(2), 1);
     talk(&mut a, &mut b, 1_000);
     assert_eq!(names(&a).len(), 2);
     assert_eq!(names(&b).len(), 2);
@@ -128,7 +128,7 @@ fn two_nodes_learn_of_each_other_and_forget_who_says_farewell() {
         b.watch()
             .0
             .iter()
-            .find(|s| s.owner == NodeId(1))
+            .find(|s| s.owner == NodeNumber(1))
             .unwrap()
             .record
             .node,
@@ -137,7 +137,7 @@ fn two_nodes_learn_of_each_other_and_forget_who_says_farewell() {
     b.farewell();
     talk(&mut a, &mut b, 1_000);
     assert_eq!(names(&a), ["web"]);
-    assert_eq!(a.takers(NET), [NodeId(1)]);
+    assert_eq!(a.takers(NET), [NodeNumber(1)]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn an_epoch_that_was_used_before_is_noticed() {
     let (mut first, mut other) = (node(1, 1, 0), node(2, 1, 0));
     first.publish(record(1, 5, "web")).unwrap();
     first.publish(record(1, 6, "db")).unwrap();
-    other.node_up(0, NodeId(1), addr(1), 1);
+    other.node_up(0, NodeNumber(1), addr(1), 1);
     talk(&mut first, &mut other, 1_000);
     // The same node once more, with a disk of yesterday.
     let mut again = node(1, 1, 0);
@@ -167,16 +167,16 @@ fn an_epoch_that_was_used_before_is_noticed() {
 #[test]
 fn publishing_the_same_again_sends_nothing() {
     let mut a = node(1, 1, 0);
-    a.node_up(0, NodeId(2), addr(2), 1);
+    a.node_up(0, NodeNumber(2), addr(2), 1);
     a.publish(record(1, 5, "web")).unwrap();
     poll(&mut a, 0);
-    let before = a.version(NET, NodeId(1));
+    let before = a.version(NET, NodeNumber(1));
     a.publish(record(1, 5, "web")).unwrap();
     poll(&mut a, 100);
-    assert_eq!(a.version(NET, NodeId(1)), before);
+    assert_eq!(a.version(NET, NodeNumber(1)), before);
     a.publish(record(1, 5, "other")).unwrap();
     poll(&mut a, 200);
-    assert!(a.version(NET, NodeId(1)) > before);
+    assert!(a.version(NET, NodeNumber(1)) > before);
 }
 
 #[test]
@@ -212,12 +212,12 @@ fn what_cannot_be_published_says_why() {
 #[test]
 fn the_wire_format_is_stable() {
     let mut a = node(1, 1, 0);
-    a.node_up(0, NodeId(2), addr(2), 1);
+    a.node_up(0, NodeNumber(2), addr(2), 1);
     hear(&mut a, 0, 2, &[Frame::Agree]);
     a.publish(record(1, 5, "web.1")).unwrap();
     a.publish(record(1, 6, "web.2")).unwrap();
     poll(&mut a, 0);
-    let log = a.replicas[&Tag::of(NET)].logs()[&NodeId(1)].chunks();
+    let log = a.replicas[&Tag::of(NET)].logs()[&NodeNumber(1)].chunks();
     let hex: String = log[0]
         .chunk
         .bytes()
@@ -231,7 +231,7 @@ fn the_wire_format_is_stable() {
     );
     assert_eq!(hex, expected);
     let row = Row {
-        owner: NodeId(300),
+        owner: NodeNumber(300),
         version: Version {
             epoch: 2,
             counter: 1_000,
@@ -244,8 +244,8 @@ fn the_wire_format_is_stable() {
         Frame::Digest {
             tag: Tag(3),
             pull: true,
-            first: NodeId(0),
-            last: NodeId(400),
+            first: NodeNumber(0),
+            last: NodeNumber(400),
             rows: vec![row],
         },
         Frame::Want {
@@ -279,10 +279,10 @@ fn history(steps: &[(u8, u8)]) -> (Vec<Chunk>, BTreeMap<Version, Vec<String>>) {
             }),
             _ => owner.publish(record(1, *last, &format!("{kind}"))).unwrap(),
         }
-        let before = owner.version(NET, NodeId(1));
+        let before = owner.version(NET, NodeNumber(1));
         poll(&mut owner, now);
-        let version = owner.version(NET, NodeId(1));
-        let log = &owner.replicas[&Tag::of(NET)].logs()[&NodeId(1)];
+        let version = owner.version(NET, NodeNumber(1));
+        let log = &owner.replicas[&Tag::of(NET)].logs()[&NodeNumber(1)];
         let new = log.chunks().iter().map(|kept| &kept.chunk);
         chunks.extend(new.filter(|c| c.header().to > before.counter).cloned());
         states.insert(version, contents(log));

@@ -22,7 +22,7 @@ fn record(endpoint: &str, ip: u8, mac: u8, counter: u64) -> Arc<EndpointRecord> 
 }
 
 fn put(view: &mut View, owner: u64, record: &Arc<EndpointRecord>) {
-    view.put(&NET.into(), NodeId(owner), Arc::clone(record), Ok(()));
+    view.put(&NET.into(), NodeNumber(owner), Arc::clone(record), Ok(()));
 }
 
 fn kinds(view: &View, watch: &mut Watch) -> Vec<&'static str> {
@@ -48,9 +48,9 @@ fn an_endpoint_that_moves_ends_at_one_owner_before_it_begins_at_the_other() {
     put(&mut view, 2, &record("e", 1, 1, 6));
     assert_eq!(kinds(&view, &mut watch), ["new", "removed", "new"]);
     // The old owner's farewell changes nothing any more.
-    view.drop(&NET.into(), NodeId(1), &"e".into());
+    view.drop(&NET.into(), NodeNumber(1), &"e".into());
     assert_eq!(kinds(&view, &mut watch), [""; 0]);
-    assert_eq!(view.snapshot().0[0].owner, NodeId(2));
+    assert_eq!(view.snapshot().0[0].owner, NodeNumber(2));
 }
 
 #[test]
@@ -59,14 +59,14 @@ fn a_suspended_owner_loses_to_one_that_is_there() {
     put(&mut view, 1, &record("a", 1, 1, 9));
     put(&mut view, 2, &record("b", 1, 2, 3));
     let winner = |view: &View| view.conflicts().next().map(|c| c.winner.0);
-    assert_eq!(winner(&view), Some(NodeId(1)));
+    assert_eq!(winner(&view), Some(NodeNumber(1)));
     let mut watch = view.watch();
-    view.suspend(NodeId(1), true);
-    assert_eq!(winner(&view), Some(NodeId(2)));
+    view.suspend(NodeNumber(1), true);
+    assert_eq!(winner(&view), Some(NodeNumber(2)));
     assert_eq!(kinds(&view, &mut watch), ["suspended", "conflict"]);
-    view.suspend(NodeId(1), false);
-    assert_eq!(winner(&view), Some(NodeId(1)));
-    view.drop(&NET.into(), NodeId(2), &"b".into());
+    view.suspend(NodeNumber(1), false);
+    assert_eq!(winner(&view), Some(NodeNumber(1)));
+    view.drop(&NET.into(), NodeNumber(2), &"b".into());
     assert_eq!(
         kinds(&view, &mut watch),
         ["resumed", "conflict", "removed", "conflict over"]
@@ -78,8 +78,8 @@ fn what_its_owner_may_not_publish_is_not_shown() {
     let mut view = View::default();
     let mut watch = view.watch();
     let bad = Err(Unauthorised::Address);
-    view.put(&NET.into(), NodeId(1), record("a", 1, 1, 1), bad);
-    view.put(&NET.into(), NodeId(1), record("a", 1, 1, 1), bad);
+    view.put(&NET.into(), NodeNumber(1), record("a", 1, 1, 1), bad);
+    view.put(&NET.into(), NodeNumber(1), record("a", 1, 1, 1), bad);
     assert_eq!(kinds(&view, &mut watch), ["unauthorised"]);
     assert_eq!((view.unauthorised(), view.snapshot().0.len()), (1, 0));
     view.judge(|_, _| Ok(()));
@@ -93,7 +93,7 @@ fn a_watcher_that_was_away_too_long_is_told_so() {
     let mut view = View::default();
     let mut watch = view.watch();
     for _ in 0..EVENTS_MAX + 7 {
-        view.emit(Event::Resume(NodeId(1)));
+        view.emit(Event::Resume(NodeNumber(1)));
     }
     assert_eq!(view.events(&mut watch), Err(Lagged(7)));
     let (_, mut watch) = view.snapshot();
@@ -114,13 +114,13 @@ proptest! {
             put(&mut straight, *owner, &record(&name(*endpoint), *ip, *mac, *counter));
         }
         for node in &down {
-            straight.suspend(NodeId(*node), true);
+            straight.suspend(NodeNumber(*node), true);
         }
         let mut shuffled: Vec<_> = claims.iter().collect();
         crate::cluster::gossip::pace::Chance::new(order).shuffle(&mut shuffled);
         let mut other = View::default();
         for node in &down {
-            other.suspend(NodeId(*node), true);
+            other.suspend(NodeNumber(*node), true);
         }
         for ((owner, endpoint), _) in &shuffled {
             put(&mut other, *owner, &record(&name(*endpoint), 9, 9, 1));
