@@ -9,7 +9,7 @@ use weft::agent::api::config::{Settings, Sources, merge, settings};
 use weft::agent::api::{
     ApiError, AttachRequest, Availability, ClusterStatus, CreateNetwork, EndpointView, ErrorCode,
     InitReply, InitRequest, IpamConfigRequest, JoinClusterRequest, JoinReply, LeaveRequest,
-    NodeAction, NodeStatus, Role, TokenRequest,
+    NodeAction, NodeStatus, Role, Status, TokenRequest,
 };
 use weft::agent::cluster::files::ClusterFiles;
 use weft::agent::events::Event;
@@ -792,6 +792,50 @@ async fn keys_are_rotated_under_way() {
         expected.extend((0..=round).map(|n| format!("k{n}")));
         let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
         nodes[0].until_names(&expected).await;
+    }
+    stop(&mut nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_mac_on_two_nodes_is_told_everywhere_until_it_is_over() {
+    let (mut nodes, _) = cluster(28, 2, 1).await;
+    nodes[0].create("web", "10.0.1.0/24").await;
+    nodes[1].until_network("web").await;
+    let wish = |target: &str| AttachRequest {
+        target: target.into(),
+        mac: Some("02:00:00:00:00:99".parse().unwrap()),
+        ..AttachRequest::default()
+    };
+    nodes[0].client().attach("web", &wish("a")).await.unwrap();
+    // This node takes no part in the network yet, and cannot know.
+    nodes[1].client().attach("web", &wish("b")).await.unwrap();
+    let conflict = |status: &Status| {
+        let mut items = status.health.iter();
+        items
+            .find(|item| item.code == "address_conflict")
+            .map(|item| item.message.clone())
+    };
+    let end = Instant::now() + PATIENCE;
+    let mut told = Vec::new();
+    for node in &nodes {
+        loop {
+            let status = node.client().status().await.unwrap();
+            if let Some(message) = conflict(&status) {
+                told.push(message);
+                break;
+            }
+            assert!(Instant::now() < end, "{:?}", status.health);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(told[0], told[1], "the same winner everywhere");
+    assert!(told[0].contains("02:00:00:00:00:99"), "{told:?}");
+    nodes[1].client().detach("web", "b").await.unwrap();
+    for node in &nodes {
+        while conflict(&node.client().status().await.unwrap()).is_some() {
+            assert!(Instant::now() < end, "it is not over on n{}", node.n);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     stop(&mut nodes).await;
 }

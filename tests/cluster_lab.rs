@@ -345,6 +345,12 @@ fn without_a_majority_changes_are_refused_and_traffic_is_not() {
             );
         }
     }
+    for node in ["n1", "n4"] {
+        eventually("the status says so", PATIENCE, || {
+            let status = block_on(client(&lab, node).status()).unwrap();
+            status.health.iter().any(|item| item.code == "no_quorum")
+        });
+    }
     lab.start_agent("n2").unwrap();
     let begun = Instant::now();
     let end = begun + PATIENCE;

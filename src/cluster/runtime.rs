@@ -43,6 +43,7 @@ const DATAGRAM_LEN_MAX: usize = 64 << 10;
 const BATCH: usize = 64;
 /// Messages kept that came before the managers' news they depend on, and how long.
 const EARLY_MAX: usize = 256;
+const EARLY_LEN_MAX: usize = 2_048;
 const EARLY_MS: u64 = 2_000;
 /// Frames of streams on their way in.
 const FRAMES_MAX: usize = 256;
@@ -428,7 +429,8 @@ impl Core {
             .handle(now_ms, &sender, &opened.payload, &*directory);
         // Leases and gossip travel different ways. What came too early is looked at again with the next news
         // of the managers.
-        if waits(self.gossip.counters()) != before {
+        let kept = opened.payload.len() <= EARLY_LEN_MAX;
+        if kept && waits(self.gossip.counters()) != before {
             if self.early.len() == EARLY_MAX {
                 self.early.pop_front();
             }

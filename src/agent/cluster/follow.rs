@@ -50,7 +50,7 @@ async fn next(cluster: &Cluster, preferred: &mut Option<String>) -> Result<Updat
     let after = cluster.replica().revision;
     if let Some(manager) = cluster.manager() {
         let wait = Duration::from_millis(WAIT_MS.into());
-        let update = manager.updates_after(after, wait).await;
+        let update = manager.news_after(after, wait).await?;
         cluster.heard();
         return Ok(update.only_for(cluster.me));
     }

@@ -165,8 +165,8 @@ impl Gate {
             (Request::Renew { csr }, Peer::Node { name, .. }) => self.renew(&csr, name).await,
             (Request::Watch { after, wait_ms }, Peer::Node { name, .. }) => {
                 let wait = Duration::from_millis(wait_ms.min(WATCH_WAIT_MAX_MS).into());
-                let update = self.manager.updates_after(after, wait).await;
-                Ok(Answer::Update(update.only_for(name.node)))
+                let update = self.manager.news_after(after, wait).await;
+                update.map(|update| Answer::Update(update.only_for(name.node)))
             }
             (other, _) => return self.manager.answer(other).await,
         };

@@ -34,6 +34,8 @@ const DUTIES_EVERY: Duration = Duration::from_millis(250);
 /// How often cluster time is written down while somebody waits for it, in milliseconds: no more is lost when
 /// the leader changes.
 const TIME_EVERY_MS: u64 = 60_000;
+/// A leader that no majority has answered for so long leads nobody, in milliseconds.
+const QUORUM_LATE_MS: u64 = 3_000;
 /// Pause before another attempt to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(30);
 /// Entries that a new manager may be behind and still become a voter.
@@ -317,6 +319,19 @@ impl Manager {
         }
     }
 
+    /// As [`Manager::updates_after`], and says so when there is nothing new because nobody leads a majority.
+    ///
+    /// # Errors
+    /// `no_quorum`.
+    pub async fn news_after(&self, revision: u64, wait: Duration) -> Result<Update, ApiError> {
+        let update = self.updates_after(revision, wait).await;
+        let silent = matches!(&update, Update::Deltas(deltas) if deltas.is_empty());
+        match silent && !self.is_led() {
+            true => Err((&self.no_quorum()).into()),
+            false => Ok(update),
+        }
+    }
+
     /// Looks at what this manager has applied, which may be a little behind the leader. Nothing is applied
     /// meanwhile, so be short.
     pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
@@ -355,6 +370,19 @@ impl Manager {
             .map(|(_, n)| n.addr.clone());
         let address = address.last();
         (address, leader == Some(self.id))
+    }
+
+    /// Whether a leader is known, and if it is this manager, whether a majority has answered it of late.
+    pub fn is_led(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let acknowledged = || {
+            let ms = metrics.millis_since_quorum_ack;
+            ms.is_some_and(|ms| ms < QUORUM_LATE_MS)
+        };
+        metrics
+            .current_leader
+            .is_some_and(|leader| leader != self.id || acknowledged())
     }
 
     /// Waits until this manager has applied all that was agreed before the call.
