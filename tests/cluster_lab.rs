@@ -570,3 +570,43 @@ fn an_underlay_of_ipv6_carries_a_cluster_too() {
         .unwrap();
     eventually("all pings pass", PATIENCE, || silent_pairs(&lab).is_empty());
 }
+
+#[test]
+fn a_network_of_several_subnets_is_routed_between_nodes() {
+    if !can_make_labs() {
+        return;
+    }
+    let _others = beside_others();
+    let guard = Guard::new();
+    let mut lab = guard
+        .up(|options| (options.nodes, options.managers) = (3, 1))
+        .unwrap();
+    let mut wish = network("two", "10.5.0.0/24");
+    wish.ipam.config.push(IpamConfigRequest {
+        subnet: "10.6.0.0/24".into(),
+        ..IpamConfigRequest::default()
+    });
+    block_on(client(&lab, "n1").create_network(&wish)).unwrap();
+    let (one, other) = (workload(&lab, "one"), workload(&lab, "other"));
+    attach(&lab, "n1", "two", &one).unwrap();
+    let to: Ipv4Addr = "10.6.0.77".parse().unwrap();
+    let wish = AttachRequest {
+        target: other.clone(),
+        ips: vec![to.into()],
+        ..AttachRequest::default()
+    };
+    eventually("the network is known", PATIENCE, || {
+        block_on(client(&lab, "n2").attach("two", &wish)).is_ok()
+    });
+    // Neither node has an endpoint in the other's subnet: both route.
+    first_answer(&mut pinger(&one), to, Duration::from_secs(10)).expect("an answer");
+    lab.cut(&["n2".into()]).unwrap();
+    eventually("it is taken for dead", PATIENCE, || {
+        let table = block_on(client(&lab, "n1").fdb(Some("two")))
+            .unwrap()
+            .entries;
+        table.len() == 1
+    });
+    lab.cut(&[]).unwrap();
+    first_answer(&mut pinger(&one), to, Duration::from_secs(10)).expect("an answer after the cut");
+}

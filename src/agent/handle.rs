@@ -6,6 +6,7 @@
 //! lock of its own that is taken before all of them. Verbs live in [`super::verbs`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -439,20 +440,24 @@ impl Agent {
         self.tell_vteps(network, &remote)
     }
 
+    /// The VTEPs that the tables are to be told of a network. Those that a segment's records name are its members by these
+    /// records anyway, and in a cluster no longer than they last. But where a network has several segments, a node with endpoints in
+    /// one of them routes into the others.
+    pub(super) fn vteps_of(&self, network: &Network, remote: &RemoteTable) -> Vec<IpAddr> {
+        if self.cluster().is_some() && network.segments.len() == 1 {
+            return remote.members(&network.id);
+        }
+        let all = remote.vteps(&network.id).into_iter();
+        all.map(|entry| entry.vtep).collect()
+    }
+
     /// Tells the tables which VTEPs a network has.
     pub(super) fn tell_vteps(
         &self,
         network: &Network,
         remote: &RemoteTable,
     ) -> Result<(), ApiError> {
-        // In a cluster those that records name are members by these records, and no longer than they last.
-        let vteps: Vec<_> = match self.cluster() {
-            Some(_) => remote.members(&network.id),
-            None => {
-                let all = remote.vteps(&network.id).into_iter();
-                all.map(|entry| entry.vtep).collect()
-            }
-        };
+        let vteps = self.vteps_of(network, remote);
         network
             .segments
             .iter()

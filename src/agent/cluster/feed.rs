@@ -5,6 +5,7 @@
 //! does not confirm is taken out once others have agreed with this node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use tokio::time::{Instant, interval_at};
 
 use super::Cluster;
 use crate::agent::events::Event as Fact;
-use crate::agent::handle::Agent;
+use crate::agent::handle::{Agent, Live};
 use crate::agent::task::ended;
 use crate::cluster::gossip::{Address, Conflict, Event};
 use crate::cluster::member::MemberEvent;
 use crate::cluster::node::NodeNumber;
 use crate::cluster::runtime::News;
 use crate::tables::record::EndpointRecord;
+use crate::wire::Vni;
 
 /// How often it is looked whether what the state file knew may go.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -314,7 +316,7 @@ impl Agent {
         }
         // A network that comes up fills its tables from what is remembered: not between these two steps.
         let _tables = self.tables();
-        let up: BTreeSet<String> = {
+        let (up, routed) = {
             let mut live = self.live();
             for order in orders {
                 match order {
@@ -326,7 +328,12 @@ impl Agent {
                     Order::Hide(record) => live.node.remote.hide(record),
                 }
             }
-            live.up.keys().cloned().collect()
+            let touched = orders.iter().map(|order| match order {
+                Order::Show(record, _) | Order::Hide(record) => record.network.as_str(),
+            });
+            let routed = self.routed_vteps(&live, touched.collect());
+            let up: BTreeSet<String> = live.up.keys().cloned().collect();
+            (up, routed)
         };
         for order in orders {
             match order {
@@ -337,6 +344,32 @@ impl Agent {
                     self.plumbing().remove_record(record.vni, &record.endpoint);
                 }
                 _ => {}
+            }
+        }
+        self.tell_routed(&routed);
+    }
+
+    /// The VTEPs of each segment of those networks that are up and have several: a node with endpoints in one routes into
+    /// the others.
+    fn routed_vteps(&self, live: &Live, networks: BTreeSet<&str>) -> Vec<(Vni, Vec<IpAddr>)> {
+        let up = networks.into_iter().filter(|id| live.up.contains_key(*id));
+        let known = up.filter_map(|id| live.node.catalog.networks.get(id));
+        let routed = known.filter(|network| network.segments.len() > 1);
+        routed
+            .flat_map(|network| {
+                let vteps = self.vteps_of(network, &live.node.remote);
+                let segments = network.segments.iter();
+                segments.map(move |segment| (segment.vni, vteps.clone()))
+            })
+            .collect()
+    }
+
+    fn tell_routed(&self, routed: &[(Vni, Vec<IpAddr>)]) {
+        for (vni, vteps) in routed {
+            let key = format!("VTEPs of VNI {vni}");
+            match self.plumbing().set_vteps(*vni, vteps) {
+                Ok(()) => self.well_again(&key),
+                Err(error) => self.trouble(&key, error.code.as_str(), &error),
             }
         }
     }
@@ -369,6 +402,12 @@ impl Agent {
                 }
             }
         }
+        let routed = {
+            let live = self.live();
+            let all = live.up.keys().map(String::as_str).collect();
+            self.routed_vteps(&live, all)
+        };
+        self.tell_routed(&routed);
         for (vni, endpoint) in &strays {
             self.plumbing().remove_record(*vni, endpoint);
         }
@@ -400,7 +439,7 @@ impl Agent {
 mod tests {
     use super::*;
     use crate::tables::record::Version;
-    use crate::wire::{Mac, Vni};
+    use crate::wire::Mac;
 
     fn record(endpoint: &str, mac: u8) -> Record {
         Arc::new(EndpointRecord {
