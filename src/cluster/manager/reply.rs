@@ -384,9 +384,9 @@ impl Refusal {
                 "make a good one on a manager: weft token create worker".into()
             }
             Refusal::UnknownNetwork(_) => "list the networks: weft network ls".into(),
-            Refusal::NetworkInUse { name, .. } => format!(
-                "detach its endpoints there first, or if those nodes are gone: weft network rm --force {name}"
-            ),
+            Refusal::NetworkInUse { .. } => "detach its endpoints there first (weft detach), or if those nodes are \
+                 gone: weft node rm NODE gives their addresses back"
+                .into(),
             Refusal::AddressOutside { .. } => {
                 "give an address of one of the subnets, or leave --ip out".into()
             }
