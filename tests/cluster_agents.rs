@@ -697,14 +697,20 @@ async fn addresses_are_claimed_yielded_and_used_up_with_words() {
         all,
         ["10.0.9.2", "10.0.9.3", "10.0.9.4", "10.0.9.5", "10.0.9.6"]
     );
-    let error = refused(nodes[1].attach("small", "f").await);
-    assert_eq!(error.code, ErrorCode::AddressesExhausted);
-    assert!(
-        error
+    // Nodes tell what they use a moment after they use it.
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let error = refused(nodes[1].attach("small", "f").await);
+        assert_eq!(error.code, ErrorCode::AddressesExhausted);
+        if error
             .message
-            .contains("10.0.9.0/29 has 5 of 5 addresses in use"),
-        "{error}"
-    );
+            .contains("10.0.9.0/29 has 5 of 5 addresses in use")
+        {
+            break;
+        }
+        assert!(Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let table = nodes[1].client().ipam().await.unwrap();
     let row = table
         .subnets
@@ -798,7 +804,7 @@ async fn keys_are_rotated_under_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_mac_on_two_nodes_is_told_everywhere_until_it_is_over() {
-    let (mut nodes, _) = cluster(28, 2, 1).await;
+    let (mut nodes, _) = cluster(28, 3, 1).await;
     nodes[0].create("web", "10.0.1.0/24").await;
     nodes[1].until_network("web").await;
     let wish = |target: &str| AttachRequest {
@@ -809,6 +815,8 @@ async fn one_mac_on_two_nodes_is_told_everywhere_until_it_is_over() {
     nodes[0].client().attach("web", &wish("a")).await.unwrap();
     // This node takes no part in the network yet, and cannot know.
     nodes[1].client().attach("web", &wish("b")).await.unwrap();
+    nodes[2].until_network("web").await;
+    nodes[2].attach("web", "c").await.unwrap();
     let conflict = |status: &Status| {
         let mut items = status.health.iter();
         items
@@ -830,6 +838,19 @@ async fn one_mac_on_two_nodes_is_told_everywhere_until_it_is_over() {
     }
     assert_eq!(told[0], told[1], "the same winner everywhere");
     assert!(told[0].contains("02:00:00:00:00:99"), "{told:?}");
+    // A third node sees both: what it shows does not change with each comparison.
+    let shown = || async {
+        let entries = nodes[2].client().fdb(Some("web")).await.unwrap().entries;
+        let twin = entries
+            .into_iter()
+            .find(|row| row.mac.to_string() == "02:00:00:00:00:99");
+        twin.unwrap().name
+    };
+    let first = shown().await;
+    for _ in 0..25 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(shown().await, first);
+    }
     nodes[1].client().detach("web", "b").await.unwrap();
     for node in &nodes {
         while conflict(&node.client().status().await.unwrap()).is_some() {

@@ -210,13 +210,20 @@ fn forget_unconfirmed(agent: &Agent, shown: &Shown) {
 
 /// Compares what gossip shows with what the node remembers, and that with the tables.
 fn repair(agent: &Agent, shown: &Shown, confirmed: bool) {
+    let shows: BTreeSet<(&str, &str)> = shown
+        .live()
+        .map(|record| (record.network.as_str(), record.endpoint.as_str()))
+        .collect();
     let missing: Vec<Order> = {
         let live = agent.live();
         let remote = &live.node.remote;
+        // Of several endpoints with one MAC one is remembered, and the tables have all of them.
         let known = |r: &&Record| {
-            remote
-                .record(r.vni, r.mac)
-                .is_some_and(|known| *known == ***r)
+            remote.record(r.vni, r.mac).is_some_and(|known| {
+                let twin = known.endpoint != r.endpoint
+                    && shows.contains(&(known.network.as_str(), known.endpoint.as_str()));
+                twin || *known == ***r
+            })
         };
         let missing = shown.live().filter(|record| !known(record));
         missing.cloned().map(|r| Order::Show(r, None)).collect()
@@ -232,7 +239,7 @@ fn repair(agent: &Agent, shown: &Shown, confirmed: bool) {
     if confirmed {
         forget_unconfirmed(agent, shown);
     }
-    agent.repair_tables();
+    agent.repair_tables(&shows);
 }
 
 /// Tells people what they should know.
@@ -375,7 +382,7 @@ impl Agent {
     }
 
     /// Makes the tables of networks that are up agree with what is remembered.
-    fn repair_tables(&self) {
+    fn repair_tables(&self, shows: &BTreeSet<(&str, &str)>) {
         let _tables = self.tables();
         let (mut missing, mut strays) = (Vec::new(), Vec::new());
         {
@@ -395,9 +402,10 @@ impl Agent {
                         in_tables.iter().map(|(id, _)| id.as_str()).collect();
                     let absent = expected.iter().filter(|(id, _)| !found.contains(*id));
                     missing.extend(absent.map(|(_, record)| (*record).clone()));
-                    let foreign = in_tables
-                        .iter()
-                        .filter(|(id, local)| !local && !expected.contains_key(id.as_str()));
+                    let foreign = in_tables.iter().filter(|(id, local)| {
+                        let shown = shows.contains(&(network.id.as_str(), id.as_str()));
+                        !local && !shown && !expected.contains_key(id.as_str())
+                    });
                     strays.extend(foreign.map(|(id, _)| (segment.vni, id.clone())));
                 }
             }

@@ -2,7 +2,7 @@
 
 macro_rules! counters {
     ($($(#[doc = $text:literal])+ $name:ident,)+) => {
-        /// Counts since the start of the agent.
+        /// Counts since the start.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[doc = $text])+ pub $name: u64,)+
@@ -16,6 +16,8 @@ macro_rules! counters {
         }
     };
 }
+
+pub(crate) use counters;
 
 counters! {
     /// Chunks that moved a log on.

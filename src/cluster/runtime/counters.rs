@@ -1,23 +1,7 @@
 //! What sockets, seals and streams counted.
 
 use super::OpenError;
-
-macro_rules! counters {
-    ($($(#[doc = $text:literal])+ $name:ident,)+) => {
-        /// Counts since the start of the conversation.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Counters {
-            $($(#[doc = $text])+ pub $name: u64,)+
-        }
-
-        impl Counters {
-            /// Names, values and meanings, in the order of the source.
-            pub fn list(&self) -> Vec<(&'static str, u64, &'static str)> {
-                vec![$((stringify!($name), self.$name, concat!($($text),+)),)+]
-            }
-        }
-    };
-}
+use crate::cluster::gossip::counters::counters;
 
 counters! {
     /// Sealed messages received, in datagrams and over streams.
