@@ -23,7 +23,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use weft::tables::fdb::{Fdb, Station};
 use weft::tables::neigh::{Neighbour, NeighbourTable};
-use weft::tables::record::Version;
+use weft::tables::record::{Backing, Version};
 use weft::tables::{
     EndpointRecord, SegmentConfig, SegmentIndex, SegmentPolicy, TableWriter, Tables,
 };
@@ -175,6 +175,7 @@ fn record(number: usize, counter: u64) -> EndpointRecord {
         name: format!("web-{number}"),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version { epoch: 1, counter },
     }
 }

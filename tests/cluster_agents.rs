@@ -26,7 +26,7 @@ use weft::cluster::node::NodeNumber;
 use weft::cluster::runtime::{Config as RuntimeConfig, Runtime};
 use weft::frontend::client::Client;
 use weft::frontend::daemon::{Server, start};
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -1039,6 +1039,7 @@ async fn a_stolen_worker_gets_nothing_of_others() {
         name: "evil".into(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version::default(),
     };
     runtime.publish(record.clone()).await.unwrap();

@@ -26,7 +26,7 @@ use weft::cluster::runtime::{Config, Runtime};
 use weft::frontend::client::{Client, block_on};
 use weft::lab::throughput::{End, transfer};
 use weft::lab::{Lab, space};
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 use weft::wire::{Mac, Vni};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -150,6 +150,7 @@ impl Player {
             name: format!("replica-{serial}.of-some-service"),
             aliases: Vec::new(),
             service: "some-service".into(),
+            backing: Backing::default(),
             version: Version::default(),
         };
         self.runtime.publish(record).await.unwrap();

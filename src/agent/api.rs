@@ -17,7 +17,7 @@ pub use super::{config, ident, metrics};
 pub use crate::model::error::{ApiError, ErrorBody, ErrorCode, exit};
 pub use crate::model::request::*;
 pub use crate::model::suggest;
-pub use crate::tables::record::{EndpointRecord, Version};
+pub use crate::tables::record::{Backing, EndpointRecord, Standing, Version};
 pub use crate::wire::{Mac, Vni};
 
 mod cluster;
@@ -272,6 +272,15 @@ pub struct AttachRequest {
     /// Interface name in the workload; the first free `eth<N>` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ifname: Option<String>,
+    /// Further names on this network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// The service it backs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Its share of that service's new connections; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
 }
 
 /// One endpoint as `weft ps` lists it.
@@ -295,6 +304,15 @@ pub struct EndpointView {
     pub vtep: IpAddr,
     /// Its node's name, empty while unknown.
     pub node: String,
+    /// Further names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// The service it backs, empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// How it takes part in that service.
+    #[serde(default, skip_serializing_if = "Backing::is_usual")]
+    pub backing: Backing,
     /// Whether it is an endpoint of this node.
     pub local: bool,
     /// The workload's namespace, for local ones.

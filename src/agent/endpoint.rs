@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::api::AttachRequest;
 use super::error::{ApiError, ErrorCode};
 use super::network::{Network, Segment, Subnet, is_edge};
-use crate::tables::record::{EndpointRecord, Version};
+use crate::tables::record::{Backing, EndpointRecord, Version};
 use crate::wire::Mac;
 
 /// One workload's attachment, owned by this node.
@@ -39,6 +39,15 @@ pub struct Endpoint {
     pub netns_inode: u64,
     /// Interface name in the workload.
     pub ifname: String,
+    /// Further names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// The service it backs, empty for none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// How it takes part in that service.
+    #[serde(default, skip_serializing_if = "Backing::is_usual")]
+    pub backing: Backing,
     /// Nanoseconds since 1970.
     pub created: u64,
     /// Version of the record, given anew at each start.
@@ -58,8 +67,9 @@ impl Endpoint {
             vtep,
             node: node.into(),
             name: self.name.clone(),
-            aliases: Vec::new(),
-            service: String::new(),
+            aliases: self.aliases.clone(),
+            service: self.service.clone(),
+            backing: self.backing,
             version: self.version,
         })
     }
@@ -68,6 +78,14 @@ impl Endpoint {
     pub fn answers(&self, wish: &AttachRequest, netns_inode: u64) -> bool {
         self.netns_inode == netns_inode
             && wish.mac.is_none_or(|mac| mac == self.mac)
+            && (wish.aliases.is_empty() || wish.aliases == self.aliases)
+            && wish
+                .service
+                .as_ref()
+                .is_none_or(|service| *service == self.service)
+            && wish
+                .weight
+                .is_none_or(|weight| weight == self.backing.weight)
             && wish
                 .ifname
                 .as_ref()

@@ -15,9 +15,9 @@ use super::ident;
 use super::network::{Fresh, INGRESS_SUBNET, Network, Pools, is_edge, overlap};
 use super::plumbing::{EndpointPlan, NetworkPlan};
 use super::state::NodeState;
-use super::verbs::endpoint::{endpoint_name, taken};
+use super::verbs::endpoint::{check_names, endpoint_name, taken};
 use super::verbs::records::{apply_all, check_vtep, remove_one};
-use crate::tables::record::Version;
+use crate::tables::record::{Backing, Version};
 
 const VTEP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 /// What one request may add to the state beyond a multiple of its own length, in bytes.
@@ -151,6 +151,7 @@ impl Model {
         if let Some(ifname) = &wish.ifname {
             check_ifname(ifname)?;
         }
+        check_names(wish)?;
         let name = endpoint_name(wish)?;
         let network = self.network()?;
         if self.live.endpoints_of(&network.id).any(|e| e.name == name) {
@@ -168,6 +169,12 @@ impl Model {
             netns: wish.target.clone().into(),
             netns_inode: 1,
             ifname: wish.ifname.clone().unwrap_or_default(),
+            aliases: wish.aliases.clone(),
+            service: wish.service.clone().unwrap_or_default(),
+            backing: Backing {
+                weight: wish.weight.unwrap_or(1),
+                ..Backing::default()
+            },
             created: 0,
             version: Version::default(),
         };

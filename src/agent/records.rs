@@ -272,6 +272,7 @@ mod as_pairs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::record::Backing;
 
     const MAC: Mac = Mac([2, 0x42, 10, 0, 1, 9]);
 
@@ -287,6 +288,7 @@ mod tests {
             name: String::new(),
             aliases: vec![],
             service: String::new(),
+            backing: Backing::default(),
             version: Version { epoch, counter },
         }
     }

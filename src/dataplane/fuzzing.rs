@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use super::channel::{ChannelPort, ChannelUnderlay, ChannelWire, Frame, Sent};
 use super::counters::Counters;
 use super::forwarder::{Worker, WorkerConfig};
-use crate::tables::record::{EndpointRecord, Version};
+use crate::tables::record::{Backing, EndpointRecord, Version};
 use crate::tables::{SegmentConfig, SegmentIndex, SegmentPolicy, TableWriter};
 use crate::wire::frame::FrameBuilder;
 use crate::wire::{Mac, VnetHdr, Vni, vxlan};
@@ -41,6 +41,7 @@ fn record(host: u8, vtep: SocketAddr) -> EndpointRecord {
         name: String::new(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version::default(),
     }
 }

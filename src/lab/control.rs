@@ -229,7 +229,7 @@ async fn attach_all(plan: &Plan, node: &str, client: &Client) -> Result<(), ApiE
             .iter()
             .any(|endpoint| endpoint.local && endpoint.name == workload.name)
         {
-            client.attach(id, &attachment(workload)).await?;
+            client.attach(id, &attachment(plan, workload)).await?;
         }
     }
     Ok(())
@@ -269,13 +269,14 @@ fn record(plan: &Plan, workload: &WorkloadPlan, home: &NodePlan) -> RecordReques
     }
 }
 
-fn attachment(workload: &WorkloadPlan) -> AttachRequest {
+fn attachment(plan: &Plan, workload: &WorkloadPlan) -> AttachRequest {
     AttachRequest {
         target: workload.netns.clone(),
         name: Some(workload.name.clone()),
         ips: vec![workload.ip.into()],
         mac: Some(workload.mac),
-        ifname: None,
+        service: Some(plan.options.service.clone()),
+        ..AttachRequest::default()
     }
 }
 

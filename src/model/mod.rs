@@ -7,4 +7,5 @@ pub mod error;
 pub mod ident;
 pub mod network;
 pub mod request;
+pub mod service;
 pub mod suggest;

@@ -18,6 +18,52 @@ pub struct Version {
     pub counter: u64,
 }
 
+/// Whether a backend gets new connections of its service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It does.
+    #[default]
+    Ready,
+    /// It does not: it is about to go, and what it has begun goes on.
+    Draining,
+    /// It does not: its health check fails.
+    Unhealthy,
+}
+
+/// How an endpoint takes part in the service it backs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Backing {
+    /// Its share of new connections, in proportion to the other backends' weights; 0 for none.
+    pub weight: u16,
+    /// Whether it gets new connections.
+    pub standing: Standing,
+}
+
+impl Default for Backing {
+    fn default() -> Backing {
+        Backing {
+            weight: 1,
+            standing: Standing::Ready,
+        }
+    }
+}
+
+impl Backing {
+    /// Whether there is nothing to say of it.
+    pub fn is_usual(&self) -> bool {
+        *self == Backing::default()
+    }
+
+    /// Its share of new connections as things stand.
+    pub fn share(&self) -> u16 {
+        match self.standing {
+            Standing::Ready => self.weight,
+            Standing::Draining | Standing::Unhealthy => 0,
+        }
+    }
+}
+
 /// One endpoint: a workload's attachment to a network, seen from any node.
 ///
 /// Only the owning node writes its records.
@@ -47,6 +93,9 @@ pub struct EndpointRecord {
     /// The service it backs, empty for none.
     #[serde(default)]
     pub service: String,
+    /// How it takes part in that service.
+    #[serde(default, skip_serializing_if = "Backing::is_usual")]
+    pub backing: Backing,
     /// Orders updates of this record.
     #[serde(default)]
     pub version: Version,

@@ -588,6 +588,7 @@ fn release<K: std::hash::Hash + Eq + Copy>(claims: &mut HashMap<K, Claims>, key:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::record::Backing;
 
     fn config(vni: u32, network: &str) -> SegmentConfig {
         SegmentConfig {
@@ -614,6 +615,7 @@ mod tests {
             name: String::new(),
             aliases: Vec::new(),
             service: String::new(),
+            backing: Backing::default(),
             version: Version { epoch: 1, counter },
         }
     }

@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 use weft::dataplane::channel::{ChannelPort, ChannelUnderlay, ChannelWire};
 use weft::dataplane::counters::{CounterSnapshot, Counters};
 use weft::dataplane::forwarder::{LearnEvent, Worker, WorkerConfig};
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 use weft::tables::{SegmentConfig, SegmentIndex, SegmentPolicy, TableWriter};
 use weft::wire::{Mac, Vni, checksum};
 
@@ -70,6 +70,7 @@ pub fn record(host: u8, vtep: IpAddr) -> EndpointRecord {
         name: String::new(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version {
             epoch: 1,
             counter: 1,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use weft::dataplane::counters::CounterSnapshot;
 use weft::dataplane::runtime::{Dataplane, DataplaneConfig, UplinkSource};
 use weft::sys::netns::Netns;
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 use weft::tables::{SegmentConfig, SegmentIndex, SegmentPolicy, TableWriter};
 use weft::wire::{Mac, Vni};
 
@@ -384,6 +384,7 @@ pub fn record(index: u8, vtep: IpAddr) -> EndpointRecord {
         name: format!("workload{index}"),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version {
             epoch: 1,
             counter: 1,

@@ -9,7 +9,7 @@ use weft::cluster::gossip::message::{self, Frame, Row, Tag};
 use weft::cluster::gossip::{Action, Config, Event, Gossip, Sender, Status};
 use weft::tables::fdb::Station;
 use weft::tables::network::SegmentIndex;
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 use weft::tables::snapshot::Tables;
 use weft::tables::store::{SegmentConfig, TableWriter};
 use weft::wire::Mac;
@@ -126,6 +126,7 @@ fn record(node: u64, last: u8, name: &str) -> EndpointRecord {
         name: name.into(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version::default(),
     }
 }

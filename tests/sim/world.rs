@@ -11,7 +11,7 @@ use weft::cluster::NodeNumber;
 use weft::cluster::gossip::{Action, Authority, Config, Event, Gossip, Scope, Sender, Watch};
 use weft::cluster::member::Membership;
 use weft::cluster::seal::{Seal, Secret};
-use weft::tables::record::{EndpointRecord, Version};
+use weft::tables::record::{Backing, EndpointRecord, Version};
 use weft::wire::{Mac, Vni};
 
 use crate::authority::{Known, Managers, key_of, vtep_of};
@@ -375,6 +375,7 @@ impl World {
             name: name.into(),
             aliases: Vec::new(),
             service: name.split('.').next().unwrap_or("").into(),
+            backing: Backing::default(),
             version: Version::default(),
         }
     }

@@ -446,7 +446,7 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::record::Version;
+    use crate::tables::record::{Backing, Version};
     use crate::wire::Mac;
 
     fn record(endpoint: &str, mac: u8) -> Record {
@@ -461,6 +461,7 @@ mod tests {
             name: endpoint.into(),
             aliases: Vec::new(),
             service: String::new(),
+            backing: Backing::default(),
             version: Version::default(),
         })
     }

@@ -10,6 +10,8 @@ use crate::agent::handle::{Agent, Live};
 use crate::agent::network::{Network, check_name};
 use crate::agent::plumbing::{EndpointPlan, Workload};
 use crate::agent::{ident, reconcile, suggest};
+use crate::cluster::gossip::ALIASES_MAX;
+use crate::tables::record::{Backing, Standing};
 
 /// How long an attachment waits to hear what other nodes have on the network.
 const TABLE_LIMIT: Duration = Duration::from_millis(500);
@@ -47,6 +49,7 @@ impl Agent {
         if let Some(ifname) = &wish.ifname {
             check_ifname(ifname)?;
         }
+        check_names(wish)?;
         let workload = self.plumbing().workload(&wish.target)?;
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(&id).await;
@@ -247,6 +250,12 @@ impl Agent {
             netns: workload.path.clone(),
             netns_inode: workload.netns_inode,
             ifname: wish.ifname.clone().unwrap_or_default(),
+            aliases: wish.aliases.clone(),
+            service: wish.service.clone().unwrap_or_default(),
+            backing: Backing {
+                weight: wish.weight.unwrap_or(1),
+                standing: Standing::Ready,
+            },
             created: ident::unix_nanos(),
             version: self.live().next_version(),
         }
@@ -403,6 +412,32 @@ pub(in crate::agent) fn endpoint_name(wish: &AttachRequest) -> Result<String, Ap
         )
     })?;
     Ok(name)
+}
+
+/// Checks what other nodes are to know the endpoint by.
+pub(in crate::agent) fn check_names(wish: &AttachRequest) -> Result<(), ApiError> {
+    let invalid =
+        |message: String, next: &str| Err(ApiError::new(ErrorCode::InvalidName, message, next));
+    if wish.aliases.len() > ALIASES_MAX {
+        return invalid(
+            format!(
+                "{} aliases are given; an endpoint has {ALIASES_MAX} at most",
+                wish.aliases.len()
+            ),
+            "leave some out",
+        );
+    }
+    for alias in &wish.aliases {
+        check_name(alias)?;
+    }
+    match (&wish.service, wish.weight) {
+        (Some(service), _) => check_name(service),
+        (None, Some(_)) => invalid(
+            "a weight is given without a service".into(),
+            "name the service the workload backs: --service NAME",
+        ),
+        (None, None) => Ok(()),
+    }
 }
 
 /// What is in use on a network, here and elsewhere.

@@ -10,7 +10,7 @@ use crate::agent::events::Event;
 use crate::agent::handle::{Agent, Live};
 use crate::agent::network::Network;
 use crate::agent::records::{RemoteTable, Removal, in_words};
-use crate::tables::record::{EndpointRecord, Version};
+use crate::tables::record::{Backing, EndpointRecord, Version};
 use crate::wire::Mac;
 
 /// How many records one request may hold.
@@ -347,6 +347,7 @@ fn to_record(
         name: request.name.clone(),
         aliases: request.aliases.clone(),
         service: request.service.clone(),
+        backing: Backing::default(),
         version: request
             .version
             .unwrap_or_else(|| remote.next_version(vni, request.mac)),

@@ -122,6 +122,7 @@ impl<'a> Node<'a> {
             ips: addresses(side),
             mac: Some(mac(side)?),
             ifname: Some("eth0".to_owned()),
+            ..AttachRequest::default()
         };
         block_on(self.client.attach(NETWORK, &wish)).context("attach the workload")?;
         Ok(())

@@ -5,6 +5,7 @@ use crate::cluster::gossip::{Signer, SigningKey};
 use crate::cluster::manager::ids::Key;
 use crate::cluster::manager::secrets::KeyRing;
 use crate::cluster::sample;
+use crate::tables::record::Backing;
 use crate::wire::{Mac, Vni};
 
 fn record(vtep: &str, ip: &str) -> EndpointRecord {
@@ -19,6 +20,7 @@ fn record(vtep: &str, ip: &str) -> EndpointRecord {
         name: "web".into(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: crate::tables::record::Version::default(),
     }
 }

@@ -104,6 +104,7 @@ pub fn canonical(mut record: EndpointRecord) -> EndpointRecord {
 /// Whether two records say the same, whatever their versions.
 pub fn same_content(a: &EndpointRecord, b: &EndpointRecord) -> bool {
     a.endpoint == b.endpoint
+        && a.backing == b.backing
         && (a.vni, a.mac, a.vtep) == (b.vni, b.mac, b.vtep)
         && (&a.ips, &a.name, &a.aliases, &a.service) == (&b.ips, &b.name, &b.aliases, &b.service)
 }

@@ -11,7 +11,7 @@ use super::message;
 use super::{Action, Authority, Config, Event, Gossip, Sender, Signer, Unauthorised};
 use crate::cluster::NodeNumber;
 use crate::cluster::seal::{Seal, Secret};
-use crate::tables::record::{EndpointRecord, Version};
+use crate::tables::record::{Backing, EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
 
 const NET: &str = "n3tw0rkn3tw0rkn3tw0rkn3tw";
@@ -76,6 +76,7 @@ fn record(number: u64, last: u8) -> EndpointRecord {
         name: format!("web.{last}"),
         aliases: Vec::new(),
         service: "web".into(),
+        backing: Backing::default(),
         version: Version::default(),
     }
 }

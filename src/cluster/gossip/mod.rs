@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 pub use authority::{Authority, PublicKey, Signer, SigningKey, Unauthorised};
 pub use counters::Counters;
-pub use entry::PublishError;
+pub use entry::{ALIASES_MAX, PublishError};
 use entry::{CLUSTER, Entry, Key};
 use log::Delta;
 use message::Tag;

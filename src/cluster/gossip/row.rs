@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::bytes::{DecodeError, Reader, Write};
 use super::entry::{ALIASES_MAX, Change, Entry, ID_LEN_MAX, IPS_MAX, Key, NAME_LEN_MAX};
 use crate::cluster::endpoint_id::{self, Origin};
-use crate::tables::record::{EndpointRecord, Version};
+use crate::tables::record::{Backing, EndpointRecord, Standing, Version};
 use crate::wire::{Mac, Vni};
 
 /// The entry is gone; nothing but counter and id follows.
@@ -28,7 +28,7 @@ const NAME: u8 = 0x20;
 /// A second byte of flags follows.
 const MORE: u8 = 0x40;
 
-/// The service is not the predecessor's.
+/// The service, or the part in it, is not the predecessor's.
 const SERVICE: u8 = 0x01;
 /// The VTEP is not the predecessor's.
 const VTEP: u8 = 0x02;
@@ -65,6 +65,7 @@ pub struct Context {
     v6: Ipv6Addr,
     name: String,
     service: String,
+    backing: Backing,
     vtep: Option<IpAddr>,
     vni: Option<Vni>,
 }
@@ -82,6 +83,7 @@ impl Context {
             v6: Ipv6Addr::UNSPECIFIED,
             name: String::new(),
             service: String::new(),
+            backing: Backing::default(),
             vtep: None,
             vni: None,
         }
@@ -182,10 +184,12 @@ impl Context {
             front_coded(&self.name, &record.name, body);
         }
         self.name.clone_from(&record.name);
-        if record.service != self.service {
+        if record.service != self.service || record.backing != self.backing {
             *more |= SERVICE;
             front_coded(&self.service, &record.service, body);
+            body.varint(backing_number(record.backing));
             self.service.clone_from(&record.service);
+            self.backing = record.backing;
         }
         if Some(record.vtep) != self.vtep {
             *more |= VTEP;
@@ -389,6 +393,7 @@ impl Context {
         self.name.clone_from(&name);
         if more & SERVICE != 0 {
             self.service = decode_front_coded(&self.service, reader)?;
+            self.backing = backing_of(reader.varint()?)?;
         }
         if more & VTEP != 0 {
             self.vtep = Some(reader.ip()?);
@@ -416,6 +421,7 @@ impl Context {
             name,
             aliases,
             service: self.service.clone(),
+            backing: self.backing,
             version,
         })
     }
@@ -445,6 +451,27 @@ impl Context {
 
 fn after(ip: Ipv4Addr) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(ip).wrapping_add(1))
+}
+
+/// Weight and standing as one number: the usual ones are 4.
+fn backing_number(backing: Backing) -> u64 {
+    let standing = match backing.standing {
+        Standing::Ready => 0,
+        Standing::Draining => 1,
+        Standing::Unhealthy => 2,
+    };
+    u64::from(backing.weight) << 2 | standing
+}
+
+fn backing_of(number: u64) -> Result<Backing, DecodeError> {
+    let standing = match number & 3 {
+        0 => Standing::Ready,
+        1 => Standing::Draining,
+        2 => Standing::Unhealthy,
+        _ => return Err(DecodeError::Number),
+    };
+    let weight = u16::try_from(number >> 2).map_err(|_| DecodeError::Number)?;
+    Ok(Backing { weight, standing })
 }
 
 /// Docker's MAC for the first IPv4 address.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::cluster::sample;
-use crate::tables::record::Version;
+use crate::tables::record::{Backing, Version};
 use crate::wire::{Mac, Vni};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,6 +78,7 @@ fn record(n: u8, last: u8) -> EndpointRecord {
         name: format!("name{last}"),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version::default(),
     }
 }

@@ -15,6 +15,7 @@ Examples:
   weft attach my-network my-netns                    a namespace of `ip netns`
   weft attach my-network 4242 --name web             the namespace of a process
   weft attach my-network /run/docker/netns/1a2b3c --ip 10.0.1.7
+  weft attach my-network web-1 --service my-web      one of the backends of a service
 
 Prints the endpoint's id. The workload gets an interface with an address of the network; it is
 taken back by `weft detach`, or by itself when the namespace goes away.")]
@@ -35,6 +36,15 @@ pub struct AttachArgs {
     /// Interface name in the workload [default: the first free eth<N>]
     #[arg(long)]
     ifname: Option<String>,
+    /// Further name of the workload on this network; may be repeated
+    #[arg(long = "alias", value_name = "NAME")]
+    aliases: Vec<String>,
+    /// The service it backs: see `weft service`
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Its share of the service's new connections, in proportion to the others' [default: 1]
+    #[arg(long, requires = "service")]
+    weight: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -70,6 +80,9 @@ pub fn attach(args: AttachArgs, context: &Context) -> Done {
         ips: args.ip,
         mac: args.mac,
         ifname: args.ifname,
+        aliases: args.aliases,
+        service: args.service,
+        weight: args.weight,
     };
     let endpoint = block_on(context.client.attach(&args.network, &wish))?;
     if context.json {

@@ -18,6 +18,7 @@ fn record(serial: u64) -> EndpointRecord {
         name: format!("web.{serial}"),
         aliases: Vec::new(),
         service: "web".into(),
+        backing: Backing::default(),
         version: Version {
             epoch: 3,
             counter: serial,
@@ -114,6 +115,21 @@ fn everything_a_record_may_hold_comes_back() {
         change(last),
         again,
     ]);
+}
+
+#[test]
+fn a_backends_part_in_its_service_comes_back() {
+    let standings = [Standing::Ready, Standing::Draining, Standing::Unhealthy];
+    let backings = standings.into_iter().zip([1, 0, u16::MAX]);
+    let mut changes = Vec::new();
+    for (serial, (standing, weight)) in (1..).zip(backings) {
+        let mut record = record(serial);
+        record.backing = Backing { weight, standing };
+        changes.push(change(record));
+    }
+    there_and_back(&changes);
+    assert_eq!(backing_of(3), Err(DecodeError::Number));
+    assert_eq!(backing_of(0x10000 << 2), Err(DecodeError::Number));
 }
 
 #[test]

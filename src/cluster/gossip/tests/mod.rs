@@ -4,6 +4,7 @@ use super::chunk::Chunk;
 use super::log::{Fit, OwnerLog};
 use super::message::{Frame, Row};
 use super::*;
+use crate::tables::record::Backing;
 use crate::wire::{Mac, Vni};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr};
@@ -63,6 +64,7 @@ fn record(node: u64, last: u8, name: &str) -> EndpointRecord {
         name: name.into(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version::default(),
     }
 }

@@ -1,6 +1,7 @@
 //! Who wins, whatever the order of arrival; what watchers are told.
 
 use super::*;
+use crate::tables::record::Backing;
 use proptest::prelude::*;
 
 const NET: &str = "net";
@@ -17,6 +18,7 @@ fn record(endpoint: &str, ip: u8, mac: u8, counter: u64) -> Arc<EndpointRecord> 
         name: String::new(),
         aliases: Vec::new(),
         service: String::new(),
+        backing: Backing::default(),
         version: Version { epoch: 1, counter },
     })
 }
