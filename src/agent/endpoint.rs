@@ -444,6 +444,7 @@ mod tests {
             ipv6: false,
             internal: false,
             attachable: false,
+            ingress: false,
             labels: BTreeMap::new(),
             mtu_underlay: None,
             interop: false,

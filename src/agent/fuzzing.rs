@@ -12,7 +12,7 @@ use super::endpoint::{Endpoint, check_ifname, choose};
 use super::error::ApiError;
 use super::handle::Live;
 use super::ident;
-use super::network::{Fresh, INGRESS_SUBNET, Network, Pools, is_edge, overlap};
+use super::network::{Catalog, Fresh, Network, Pools, is_edge, overlap};
 use super::plumbing::{EndpointPlan, NetworkPlan};
 use super::state::NodeState;
 use super::verbs::endpoint::{check_names, endpoint_name, taken};
@@ -39,9 +39,7 @@ impl Default for Model {
     fn default() -> Model {
         let mut node = NodeState::new(0);
         // The same input must take the same path each time.
-        for (number, builtin) in (1..).zip(&mut node.catalog.builtins) {
-            builtin.id = ident::id_from_bits(number);
-        }
+        node.catalog = Catalog::new(0, 1);
         Model {
             live: Live::new(node, Default::default()),
             pools: Pools {
@@ -222,7 +220,7 @@ impl Model {
         let read: NodeState = serde_json::from_slice(&text).expect("the state can be read");
         assert_eq!(read, *node);
         let mut vnis = BTreeSet::new();
-        let mut prefixes = vec![INGRESS_SUBNET.into()];
+        let mut prefixes = Vec::new();
         for network in node.catalog.networks.values() {
             NetworkPlan::of(network);
             assert!(!network.options().is_empty() && !network.segments.is_empty());

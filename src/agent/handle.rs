@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 
 use super::api::HealthItem;
 use super::cluster::files::ClusterFiles;
@@ -51,6 +51,8 @@ pub(super) struct Inner {
     /// Held while remembered records go into the tables, so that none is put back that was just taken out.
     tables: Mutex<()>,
     pub(super) cluster: ArcSwapOption<Cluster>,
+    /// Counts changes of what services are made of.
+    services: watch::Sender<u64>,
     /// Held by whoever enters or leaves a cluster.
     pub(super) enrolling: tokio::sync::Mutex<()>,
 }
@@ -175,6 +177,7 @@ impl Agent {
             gate: Arc::default(),
             tables: Mutex::default(),
             cluster: ArcSwapOption::empty(),
+            services: watch::Sender::new(0),
             enrolling: tokio::sync::Mutex::default(),
         };
         let agent = Agent {
@@ -354,7 +357,23 @@ impl Agent {
         let file = self.inner.file.lock().await;
         let node = self.live().node.clone();
         // A state file is small and local; blocking a little here keeps the order of writes simple.
-        file.save(&node)
+        let saved = file.save(&node);
+        // Networks, services and local endpoints do not change without being saved.
+        self.services_changed();
+        saved
+    }
+
+    /// Services, networks, local endpoints or other nodes' records have changed, or may have.
+    pub(super) fn services_changed(&self) {
+        self.inner
+            .services
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// A number that changes whenever services, networks, local endpoints or other nodes' records do. It may change
+    /// without that, too.
+    pub fn watch_services(&self) -> watch::Receiver<u64> {
+        self.inner.services.subscribe()
     }
 
     /// Removes the state file.

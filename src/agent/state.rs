@@ -18,6 +18,7 @@ use super::ident;
 use super::network::Catalog;
 use super::records::RemoteTable;
 use crate::cluster::ipam::Ipam;
+use crate::model::service::Service;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.json";
@@ -34,6 +35,9 @@ pub struct NodeState {
     pub epoch: u64,
     /// Networks.
     pub catalog: Catalog,
+    /// The cluster's services by id; none without a cluster.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, Service>,
     /// Local endpoints by id.
     pub endpoints: BTreeMap<String, Endpoint>,
     /// What is known of other nodes.
@@ -49,6 +53,7 @@ impl NodeState {
         NodeState {
             epoch: 0,
             catalog: Catalog::new(now, rand::random()),
+            services: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             remote: RemoteTable::default(),
             ipam: None,

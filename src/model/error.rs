@@ -84,12 +84,20 @@ codes! {
     InvalidIfname = "invalid_ifname", 400, ERROR;
     /// A workload namespace given in no understood form.
     InvalidTarget = "invalid_target", 400, ERROR;
+    /// A published port that cannot be.
+    InvalidPort = "invalid_port", 400, ERROR;
+    /// A health check that cannot work.
+    InvalidHealthCheck = "invalid_health_check", 400, ERROR;
+    /// A service whose parts do not go together.
+    InvalidService = "invalid_service", 400, ERROR;
     /// A valid wish that this version does not serve.
     Unsupported = "unsupported", 501, ERROR;
     /// No network of that name or id.
     NetworkNotFound = "network_not_found", 404, NOT_FOUND;
     /// No endpoint of that name or id.
     EndpointNotFound = "endpoint_not_found", 404, NOT_FOUND;
+    /// No service of that name or id.
+    ServiceNotFound = "service_not_found", 404, NOT_FOUND;
     /// No record with that MAC.
     RecordNotFound = "record_not_found", 404, NOT_FOUND;
     /// No network namespace there.
@@ -102,7 +110,7 @@ codes! {
     BodyTooLarge = "body_too_large", 413, ERROR;
     /// A short id that fits several things.
     AmbiguousReference = "ambiguous_reference", 409, ERROR;
-    /// The name belongs to another network or endpoint.
+    /// The name belongs to another network, endpoint or service.
     NameTaken = "name_taken", 409, ERROR;
     /// The id belongs to another endpoint; or it, or its first 12 characters, to another network.
     IdTaken = "id_taken", 409, ERROR;
@@ -122,6 +130,12 @@ codes! {
     NetworkInUse = "network_in_use", 409, ERROR;
     /// One of the networks every node has; it cannot be changed.
     BuiltinNetwork = "builtin_network", 403, ERROR;
+    /// The published port belongs to another service.
+    PortTaken = "port_taken", 409, ERROR;
+    /// The endpoint is another node's.
+    EndpointElsewhere = "endpoint_elsewhere", 409, ERROR;
+    /// Every port that is given out is published.
+    PortsExhausted = "ports_exhausted", 409, ERROR;
     /// Every address of the subnet is in use.
     AddressesExhausted = "addresses_exhausted", 409, ERROR;
     /// Every subnet of the default pools is in use.

@@ -101,6 +101,9 @@ pub struct Network {
     pub internal: bool,
     /// Workloads outside of services may join.
     pub attachable: bool,
+    /// The network of published ports, which every node has and nobody changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ingress: bool,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -202,6 +205,35 @@ impl Network {
         self.segments.iter().flat_map(Segment::subnets)
     }
 
+    /// The network of published ports: its VNI and subnet are the same everywhere, the rest follows from its id.
+    fn new_ingress(id: String, created: u64) -> Network {
+        let prefix = IpNetwork::V4(INGRESS_SUBNET);
+        let mut subnets = Subnets {
+            v4: vec![Subnet {
+                prefix,
+                gateway: first_address(prefix),
+                range: None,
+                reserved: BTreeMap::new(),
+            }],
+            v6: Vec::new(),
+        };
+        fill_ipv6(&mut subnets, &id);
+        Network {
+            id,
+            name: INGRESS_NAME.into(),
+            created,
+            ipv6: true,
+            internal: false,
+            attachable: false,
+            ingress: true,
+            labels: BTreeMap::new(),
+            mtu_underlay: None,
+            interop: false,
+            rules: FrameRules::default(),
+            segments: join(subnets, &[Vni::INGRESS]),
+        }
+    }
+
     /// Whether two networks are the same wish, their times of creation aside.
     fn same_wish(&self, other: &Network) -> bool {
         Network {
@@ -211,7 +243,7 @@ impl Network {
     }
 }
 
-/// A network every node has. `ingress` keeps its VNI and subnet; the others only their names.
+/// A network every node has, as Docker does, of which weft keeps the name only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Builtin {
@@ -229,7 +261,6 @@ impl Builtin {
         match self.name.as_str() {
             "host" => ("host", "local"),
             "none" => ("null", "local"),
-            "ingress" => (DRIVER_OVERLAY, "swarm"),
             _ => ("bridge", "local"),
         }
     }
@@ -239,21 +270,60 @@ impl Builtin {
 const RESERVED_NAME: &str = "prune";
 
 /// Names of the networks every node has.
-pub const BUILTIN_NAMES: [&str; 5] = ["bridge", "docker_gwbridge", "host", "ingress", "none"];
+pub const BUILTIN_NAMES: [&str; 5] = ["bridge", "docker_gwbridge", "host", INGRESS_NAME, "none"];
+
+/// Name of the network of published ports.
+const INGRESS_NAME: &str = "ingress";
 
 /// An odd number with bits all over, to make several ids of one seed (the golden ratio in 128 bits).
 const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
 /// Every network of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "Stored")]
 pub struct Catalog {
-    /// Those every node has.
+    /// Those every node has, but for `ingress`.
     pub builtins: Vec<Builtin>,
-    /// Overlay networks by id.
+    /// Overlay networks by id. INVARIANT: one of them is `ingress`.
     pub networks: BTreeMap<String, Network>,
     /// The VNI given out last; the next one follows it, so that a freed VNI rests a long time.
     pub last_vni: u32,
+}
+
+/// A catalog as it was written, perhaps when `ingress` was but a name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    builtins: Vec<Builtin>,
+    networks: BTreeMap<String, Network>,
+    last_vni: u32,
+}
+
+impl From<Stored> for Catalog {
+    fn from(stored: Stored) -> Catalog {
+        let Stored {
+            mut builtins,
+            mut networks,
+            last_vni,
+        } = stored;
+        let known = networks.values().any(|network| network.ingress);
+        let named = builtins.iter().position(|b| b.name == INGRESS_NAME);
+        let named = named.map(|index| builtins.remove(index));
+        if !known {
+            let ids: String = builtins.iter().map(|b| b.id.as_str()).collect();
+            let (id, created) = match named {
+                Some(builtin) => (builtin.id, builtin.created),
+                // Of an edited file: an id that every reader of the same file comes to.
+                None => (ident::id_from_bits(fnv1a(ids.as_bytes()).into()), 0),
+            };
+            networks.insert(id.clone(), Network::new_ingress(id, created));
+        }
+        Catalog {
+            builtins,
+            networks,
+            last_vni,
+        }
+    }
 }
 
 /// Where subnets come from when none is given.
@@ -303,23 +373,57 @@ pub enum Found<'a> {
 impl Catalog {
     /// The catalog of a fresh node. The ids of the networks every node has are made from `seed`.
     pub fn new(now: u64, seed: u128) -> Catalog {
-        let builtin = |(index, name): (u128, &str)| {
-            let bits = seed.wrapping_add(index.wrapping_mul(SPREAD));
-            Builtin {
-                name: name.into(),
-                id: match name {
-                    "ingress" => ident::id_from_bits(bits),
-                    _ => ident::local_id_from_bits(bits, bits.wrapping_mul(SPREAD)),
-                },
-                created: now,
-            }
-        };
-        let names = (0..).zip(BUILTIN_NAMES);
-        Catalog {
-            builtins: names.map(builtin).collect(),
+        let mut catalog = Catalog {
+            builtins: Vec::new(),
             networks: BTreeMap::new(),
             last_vni: Vni::INGRESS.value(),
+        };
+        for (index, name) in (0_u128..).zip(BUILTIN_NAMES) {
+            let bits = seed.wrapping_add(index.wrapping_mul(SPREAD));
+            if name == INGRESS_NAME {
+                let ingress = Network::new_ingress(ident::id_from_bits(bits), now);
+                catalog.networks.insert(ingress.id.clone(), ingress);
+                continue;
+            }
+            catalog.builtins.push(Builtin {
+                name: name.into(),
+                id: ident::local_id_from_bits(bits, bits.wrapping_mul(SPREAD)),
+                created: now,
+            });
         }
+        catalog
+    }
+
+    /// The network of published ports.
+    ///
+    /// # Panics
+    /// If it was taken out, which nothing does.
+    pub fn ingress(&self) -> &Network {
+        let mut all = self.networks.values();
+        all.find(|network| network.ingress)
+            .expect("made with the catalog, or when it was read, and never taken out")
+    }
+
+    /// The networks that users have made.
+    pub fn own(&self) -> impl Iterator<Item = &Network> {
+        self.networks.values().filter(|network| !network.ingress)
+    }
+
+    /// The same without any network that users have made.
+    #[must_use]
+    pub fn without_own(&self) -> Catalog {
+        let ingress = self.ingress().clone();
+        Catalog {
+            builtins: self.builtins.clone(),
+            networks: BTreeMap::from([(ingress.id.clone(), ingress)]),
+            last_vni: Vni::INGRESS.value(),
+        }
+    }
+
+    /// Takes a user's network out; every node keeps the others.
+    pub fn remove(&mut self, id: &str) -> Option<Network> {
+        let own = self.networks.get(id).is_some_and(|n| !n.ingress);
+        own.then(|| self.networks.remove(id)).flatten()
     }
 
     /// Finds by full id, then by name, then by the beginning of an id, as Docker does.
@@ -358,12 +462,12 @@ impl Catalog {
     /// Those of `find`, and `builtin_network`.
     pub fn find_overlay(&self, reference: &str, verb: &str) -> Result<&Network, ApiError> {
         match self.find(reference)? {
-            Found::Overlay(network) => Ok(network),
-            Found::Builtin(builtin) => Err(ApiError::new(
+            Found::Overlay(network) if !network.ingress => Ok(network),
+            found => Err(ApiError::new(
                 ErrorCode::BuiltinNetwork,
                 format!(
                     "cannot {verb} \"{}\": every node has this network",
-                    builtin.name
+                    found.name()
                 ),
                 "use a network of your own: weft network create NAME",
             )),
@@ -380,9 +484,6 @@ impl Catalog {
 
     /// The network a VNI belongs to.
     pub fn owner_of_vni(&self, vni: Vni) -> Option<&str> {
-        if vni == Vni::INGRESS {
-            return Some("ingress");
-        }
         let owns = |network: &&Network| network.segments.iter().any(|s| s.vni == vni);
         self.networks
             .values()
@@ -442,6 +543,7 @@ impl Catalog {
             ipv6: wish.enable_ipv6,
             internal: wish.internal,
             attachable: wish.attachable,
+            ingress: false,
             labels: wish.labels.clone(),
             mtu_underlay: options.mtu,
             interop: options.interop,
@@ -519,7 +621,7 @@ impl Catalog {
     }
 
     fn check_overlaps(&self, network: &Network) -> Result<(), ApiError> {
-        let mut taken: Vec<(&str, IpNetwork)> = vec![("ingress", IpNetwork::V4(INGRESS_SUBNET))];
+        let mut taken: Vec<(&str, IpNetwork)> = Vec::new();
         for other in self.networks.values() {
             taken.extend(
                 other
@@ -544,16 +646,15 @@ impl Catalog {
     }
 
     fn subnet_from_pool(&self, pools: &Pools) -> Result<Subnet, ApiError> {
-        let mut taken = vec![INGRESS_SUBNET];
-        taken.extend(
-            self.networks
-                .values()
-                .flat_map(Network::subnets)
-                .filter_map(|s| match s.prefix {
-                    IpNetwork::V4(v4) => Some(v4),
-                    IpNetwork::V6(_) => None,
-                }),
-        );
+        let taken: Vec<Ipv4Network> = self
+            .networks
+            .values()
+            .flat_map(Network::subnets)
+            .filter_map(|s| match s.prefix {
+                IpNetwork::V4(v4) => Some(v4),
+                IpNetwork::V6(_) => None,
+            })
+            .collect();
         let free = pool_subnets(pools).find(|candidate| {
             let avoided = pools
                 .avoid
@@ -568,7 +669,7 @@ impl Catalog {
                     "every /{} of the pool {} is in use by {} networks",
                     pools.prefix_len,
                     pools.pool,
-                    self.networks.len()
+                    self.own().count()
                 ),
                 "give a subnet with --subnet, remove unused networks (weft network prune), \
                  or set a larger default_address_pool",
@@ -738,7 +839,11 @@ fn check_id(id: &str) -> Result<(), ApiError> {
     ))
 }
 
-fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
+/// A label needs a name.
+///
+/// # Errors
+/// `invalid_request`.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), ApiError> {
     if labels.keys().all(|key| !key.trim().is_empty()) {
         return Ok(());
     }

@@ -2,12 +2,18 @@
 //!
 //! A service has a name on its networks, a virtual address on each of them (or none), and perhaps published ports.
 //! Its backends are not listed here: they are the endpoints that name the service or carry its name as an alias.
-//! Pure, as [`super::network`].
+//! Pure, as [`super::network`]: [`Known`] has the rules, and the managers choose virtual addresses.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+mod plan;
+mod wish;
+
+pub use plan::{DYNAMIC_PORTS, Known, find};
+pub use wish::{CreateService, HealthWish, PortWish, UpdateService};
 
 /// How the service's name leads to its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -148,7 +148,7 @@ impl Council {
             council.apply(&proposal, now_us).expect("it begins");
         }
         let catalog = council.truth.catalog.as_ref().expect("it has been made");
-        council.networks = catalog.networks.values().cloned().collect();
+        council.networks = catalog.own().cloned().collect();
         council
     }
 

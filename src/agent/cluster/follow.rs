@@ -1,4 +1,4 @@
-//! What the managers say, brought into the node's state: networks, leases, and what became of them.
+//! What the managers say, brought into the node's state: networks, services, leases, and what became of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,11 +92,16 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
     }
     let mut replica = (*cluster.replica()).clone();
     let news = replica.take(update);
-    let (gone, came, lost) = {
+    let (gone, came, lost, is_new) = {
         let mut live = agent.live();
         let mut gone = Vec::new();
         let mut came = Vec::new();
+        let mut is_new = live.node.services != replica.services;
+        if is_new {
+            live.node.services.clone_from(&replica.services);
+        }
         if let Some(catalog) = &replica.catalog {
+            is_new |= live.node.catalog != *catalog;
             let old = std::mem::replace(&mut live.node.catalog, catalog.clone());
             let fresh = catalog.networks.values();
             came.extend(fresh.filter(|n| !old.networks.contains_key(&n.id)).cloned());
@@ -114,7 +119,7 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
             }
             lost
         });
-        (gone, came, lost)
+        (gone, came, lost, is_new)
     };
     for change in news {
         if let Change::Wanted {
@@ -129,7 +134,10 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
     }
     cluster.set_replica(replica);
     cluster.nudge();
-    for network in came {
+    if is_new && let Err(error) = agent.save().await {
+        tracing::warn!(%error, "the cluster's networks and services were not saved");
+    }
+    for network in came.into_iter().filter(|network| !network.ingress) {
         agent.emit(Event::NetworkCreated {
             network: network.id,
             name: network.name,
@@ -168,10 +176,12 @@ async fn drop_network(agent: &Agent, cluster: &Cluster, network: &Network) {
     if let Err(error) = agent.save().await {
         tracing::warn!(%error, "a network's end was not saved");
     }
-    agent.emit(Event::NetworkRemoved {
-        network: network.id.clone(),
-        name: network.name.clone(),
-    });
+    if !network.ingress {
+        agent.emit(Event::NetworkRemoved {
+            network: network.id.clone(),
+            name: network.name.clone(),
+        });
+    }
 }
 
 /// An address is no longer this node's: the endpoint that has it must not go on with it.

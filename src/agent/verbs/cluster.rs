@@ -274,7 +274,7 @@ impl Agent {
             ));
         }
         let live = self.live();
-        let networks = live.node.catalog.networks.values();
+        let networks = live.node.catalog.own();
         let names: Vec<&str> = networks.map(|network| network.name.as_str()).collect();
         if names.is_empty() {
             return Ok(());
@@ -373,6 +373,7 @@ impl Agent {
             let mut live = self.live();
             let fresh = NodeState::new(ident::unix_nanos());
             live.node.catalog = fresh.catalog;
+            live.node.services.clear();
             live.node.remote = RemoteTable::default();
             live.node.endpoints.clear();
             live.node.ipam = None;

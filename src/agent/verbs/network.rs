@@ -100,7 +100,7 @@ impl Agent {
             (network, warnings)
         };
         if let Err(error) = self.save().await {
-            self.live().node.catalog.networks.remove(&network.id);
+            self.live().node.catalog.remove(&network.id);
             return Err(error);
         }
         self.emit(Event::NetworkCreated {
@@ -167,7 +167,7 @@ impl Agent {
             let mut live = self.live();
             let remote = live.node.remote.clone();
             let vnis: Vec<_> = network.segments.iter().map(|s| s.vni).collect();
-            live.node.catalog.networks.remove(&id);
+            live.node.catalog.remove(&id);
             live.node.remote.forget(&id, &vnis);
             remote
         };
@@ -214,7 +214,7 @@ impl Agent {
     pub async fn prune_networks(&self) -> Result<NetworksPruned, ApiError> {
         let unused: Vec<(String, String)> = {
             let live = self.live();
-            let unused = live.node.catalog.networks.values().filter(|network| {
+            let unused = live.node.catalog.own().filter(|network| {
                 live.endpoints_of(&network.id).next().is_none()
                     && no_members(&live, network).is_ok()
             });

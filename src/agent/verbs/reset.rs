@@ -30,7 +30,10 @@ impl Agent {
             let networks = {
                 let mut live = agent.live();
                 live.node.remote = RemoteTable::default();
-                std::mem::take(&mut live.node.catalog.networks)
+                let bare = live.node.catalog.without_own();
+                let mut networks = std::mem::replace(&mut live.node.catalog, bare).networks;
+                networks.retain(|_, network| !network.ingress);
+                networks
             };
             agent.forget_state().await?;
             agent.save().await?;

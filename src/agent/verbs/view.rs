@@ -7,15 +7,14 @@ use ipnetwork::IpNetwork;
 
 use crate::agent::api::{
     ConfigFrom, ContainerView, EndpointList, EndpointView, EventList, FdbEntry, FdbKind, FdbList,
-    IpamConfigView, IpamView, NetworkStatus, NetworkView, OPTION_VXLANID_LIST, PeerView, Status,
-    Verdict, VersionInfo,
+    IpamConfigView, IpamView, NetworkStatus, NetworkView, PeerView, Status, Verdict, VersionInfo,
 };
 use crate::agent::endpoint::Endpoint;
 use crate::agent::error::ApiError;
 use crate::agent::handle::{Agent, Live};
 use crate::agent::ident;
 use crate::agent::metrics;
-use crate::agent::network::{Builtin, Found, INGRESS_SUBNET, Network};
+use crate::agent::network::{Builtin, Found, Network};
 use crate::tables::record::{EndpointRecord, Version};
 use crate::wire::{Mac, Vni};
 
@@ -54,7 +53,7 @@ impl Agent {
                 ipam: ipam(network),
                 internal: network.internal,
                 attachable: network.attachable,
-                ingress: false,
+                ingress: network.ingress,
                 config_from: ConfigFrom::default(),
                 config_only: false,
                 containers: self.containers(live, network),
@@ -247,6 +246,7 @@ impl Agent {
             .catalog
             .networks
             .values()
+            .filter(|network| !network.ingress || live.up.contains_key(&network.id))
             .map(|network| network_status(&live, network))
             .collect();
         networks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -330,18 +330,6 @@ fn container_of(id: &str, name: &str, mac: Mac, ips: &[IpNetwork]) -> ContainerV
 
 fn builtin_view(builtin: &Builtin) -> NetworkView {
     let (driver, scope) = builtin.driver_and_scope();
-    let ingress = builtin.name == "ingress";
-    let mut options = BTreeMap::new();
-    let mut config = Vec::new();
-    if ingress {
-        options.insert(OPTION_VXLANID_LIST.to_owned(), Vni::INGRESS.to_string());
-        config.push(IpamConfigView {
-            subnet: IpNetwork::V4(INGRESS_SUBNET),
-            ip_range: None,
-            gateway: IpAddr::from([10, 0, 0, 1]),
-            auxiliary_addresses: BTreeMap::new(),
-        });
-    }
     NetworkView {
         name: builtin.name.clone(),
         id: builtin.id.clone(),
@@ -353,15 +341,15 @@ fn builtin_view(builtin: &Builtin) -> NetworkView {
         ipam: IpamView {
             driver: "default".into(),
             options: None,
-            config,
+            config: Vec::new(),
         },
         internal: false,
         attachable: false,
-        ingress,
+        ingress: false,
         config_from: ConfigFrom::default(),
         config_only: false,
         containers: BTreeMap::new(),
-        options,
+        options: BTreeMap::new(),
         labels: BTreeMap::new(),
         peers: Vec::new(),
     }

@@ -1,6 +1,7 @@
 //! Who uses how many addresses of which subnet: the table behind `weft ipam ls`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -20,12 +21,24 @@ pub struct SubnetUse {
     pub subnet: IpNetwork,
     /// Addresses that endpoints can have at all, outside of a range those that are claimed.
     pub capacity: u64,
-    /// Those with an endpoint, as last told by the nodes.
+    /// Those with an endpoint, as last told by the nodes, and those of services.
     pub used: u64,
     /// Those that nobody holds. Some of them may rest after use.
     pub free: u64,
     /// By node, the largest user first.
     pub nodes: Vec<NodeUse>,
+    /// Virtual addresses, by service name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<VipUse>,
+}
+
+/// A service's part of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct VipUse {
+    /// Name of the service.
+    pub service: String,
+    /// Its virtual address.
+    pub address: IpAddr,
 }
 
 /// One node's part of a subnet.
@@ -63,9 +76,21 @@ pub fn table(replica: &Replica) -> Vec<SubnetUse> {
                 *entry = (entry.0 + 1, entry.1 + 1);
                 outside += u64::from(!space.area().contains(*ip));
             }
+            let parts = replica.services.values().flat_map(|service| {
+                let parts = service.networks.iter();
+                let parts = parts.filter(|part| part.network == network.id);
+                let vips = parts.flat_map(|part| part.vips.iter().copied());
+                vips.map(|address| (service.name.clone(), address))
+            });
+            let vips = parts.filter(|(_, address)| subnet.prefix.contains(*address));
+            let mut services: Vec<VipUse> = vips
+                .map(|(service, address)| VipUse { service, address })
+                .collect();
+            services.sort();
+            let count = services.len() as u64;
             let capacity = space.capacity().saturating_add(outside);
-            let used = nodes.values().map(|n| n.0).sum();
-            let held: u64 = nodes.values().map(|n| n.1).sum();
+            let used = nodes.values().map(|n| n.0).sum::<u64>() + count;
+            let held = nodes.values().map(|n| n.1).sum::<u64>() + count;
             let mut nodes: Vec<NodeUse> = nodes
                 .into_iter()
                 .map(|(node, (used, held))| NodeUse {
@@ -87,6 +112,7 @@ pub fn table(replica: &Replica) -> Vec<SubnetUse> {
                 used,
                 free: capacity.saturating_sub(held),
                 nodes,
+                services,
             });
         }
     }

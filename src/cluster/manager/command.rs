@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{Digest, Key, NodeId, RequestId, Role, SecretText, VerifyKey};
 use super::json;
 use crate::model::request::CreateNetwork;
+use crate::model::service::{CreateService, UpdateService};
 
 /// Version of the commands that this code writes and the newest that it reads.
 pub const COMMAND_VERSION: u16 = 1;
@@ -277,6 +278,30 @@ pub enum Command {
         force: bool,
     },
 
+    /// A new service. Its virtual addresses and open ports are chosen when applied.
+    ServiceCreate {
+        /// What is wanted.
+        wish: Box<CreateService>,
+        /// The id, drawn by the proposer.
+        id: String,
+        /// Nanoseconds since 1970.
+        created: u64,
+    },
+    /// Changes a service.
+    ServiceUpdate {
+        /// Id, name, or the beginning of an id.
+        service: String,
+        /// What is to change.
+        wish: Box<UpdateService>,
+        /// Nanoseconds since 1970.
+        updated: u64,
+    },
+    /// Removes a service; its virtual addresses rest.
+    ServiceRemove {
+        /// Id, name, or the beginning of an id.
+        service: String,
+    },
+
     /// A node wants a block of addresses, or several at once.
     LeaseBlocks {
         /// The node.
@@ -419,6 +444,9 @@ impl Command {
             Command::NetworkCreate { .. } => "network create",
             Command::NetworkUpdate { .. } => "network update",
             Command::NetworkRemove { .. } => "network rm",
+            Command::ServiceCreate { .. } => "service create",
+            Command::ServiceUpdate { .. } => "service update",
+            Command::ServiceRemove { .. } => "service rm",
             Command::LeaseBlocks { .. } => "lease blocks",
             Command::ReleaseBlocks { .. } => "release blocks",
             Command::ReportUse { .. } => "report use",

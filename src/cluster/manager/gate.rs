@@ -3,7 +3,7 @@
 //! | who | may |
 //! |---|---|
 //! | nobody yet (no certificate) | join, with a token |
-//! | a worker | follow; renew; networks; addresses and restarts of its own, never another's |
+//! | a worker | follow; renew; networks and services; addresses and restarts of its own, never another's |
 //! | a manager | all of that, Raft, nodes, tokens, keys and CA, and what a leader has seen of nodes |
 //!
 //! A certificate's role counts only as long as the state says the same: a demoted or removed node's is refused. Only in
@@ -121,7 +121,10 @@ fn permit_command(command: &Command, node: NodeId, manager: bool) -> Result<(), 
         )),
         Command::NetworkCreate { .. }
         | Command::NetworkUpdate { .. }
-        | Command::NetworkRemove { .. } => Ok(()),
+        | Command::NetworkRemove { .. }
+        | Command::ServiceCreate { .. }
+        | Command::ServiceUpdate { .. }
+        | Command::ServiceRemove { .. } => Ok(()),
         other if other.own_node().is_some() => Ok(()),
         _ if manager => Ok(()),
         other => Err(denied(

@@ -2,7 +2,8 @@
 //!
 //! **Invariant:** at any time an address belongs to at most one node: to the holder of its block, unless it
 //! is among that block's exceptions, or else to its claimer. What was in use rests before another node gets
-//! it; the node that had it may have it back at once, because its own records are in order.
+//! it; the node that had it may have it back at once, because its own records are in order. What a service has claimed
+//! is no node's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use crate::cluster::ipam::space::Space;
 use crate::model::network::{Network, Subnet};
 
 mod look;
+pub(super) mod vips;
 
 /// Blocks that one command may ask for.
 pub const BLOCKS_PER_REQUEST_MAX: u32 = 64;
@@ -59,8 +61,9 @@ struct Held {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Resting {
-    /// Who had it.
-    node: NodeId,
+    /// The node that had it; none after a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<NodeId>,
     until_ms: u64,
 }
 
@@ -72,20 +75,30 @@ enum ClaimState {
         epoch: u64,
         fence: u64,
     },
+    /// A virtual address.
+    Service {
+        /// Id of the service.
+        service: String,
+    },
     Resting(Resting),
 }
 
 impl Resting {
+    fn after(node: NodeId, until_ms: u64) -> Resting {
+        let node = Some(node);
+        Resting { node, until_ms }
+    }
+
     /// Whether `node` has to keep off.
     fn bars(&self, node: NodeId, now_ms: u64) -> bool {
-        self.until_ms > now_ms && self.node != node
+        self.until_ms > now_ms && self.node != Some(node)
     }
 }
 
 impl SubnetLeases {
     fn rests_alone(&self, ip: IpAddr, node: NodeId, now_ms: u64) -> bool {
         match self.claims.get(&ip) {
-            Some(ClaimState::Held { .. }) => true,
+            Some(ClaimState::Held { .. } | ClaimState::Service { .. }) => true,
             Some(ClaimState::Resting(rest)) => rest.bars(node, now_ms),
             None => false,
         }
@@ -253,7 +266,7 @@ impl Cluster {
             if rested {
                 leases.blocks.remove(&block.first);
             } else {
-                let rest = Resting { node, until_ms };
+                let rest = Resting::after(node, until_ms);
                 leases.blocks.insert(block.first, BlockState::Resting(rest));
             }
             scene.changes.push(Change::BlockGone(block.clone()));
@@ -323,6 +336,13 @@ impl Cluster {
             Some(ClaimState::Held { node: owner, .. }) => {
                 let owner = *owner;
                 return Err(self.taken(address, owner));
+            }
+            Some(ClaimState::Service { service }) => {
+                let service = service.clone();
+                return Err(Refusal::AddressOfService {
+                    address,
+                    service: self.service_name(&service),
+                });
             }
             Some(ClaimState::Resting(rest)) if rest.bars(node, now_ms) => {
                 return Err(rests(address, rest.until_ms, now_ms));
@@ -433,7 +453,7 @@ impl Cluster {
                 let own = matches!(leases.claims.get(address),
                     Some(ClaimState::Held { node: owner, fence: of, .. }) if *owner == node && *of <= fence);
                 if own {
-                    let rest = ClaimState::Resting(Resting { node, until_ms });
+                    let rest = ClaimState::Resting(Resting::after(node, until_ms));
                     leases.claims.insert(*address, rest);
                     scene.changes.push(Change::ClaimGone {
                         network: network.to_owned(),
@@ -488,7 +508,7 @@ impl Cluster {
             for (subnet, leases) in subnets {
                 for (first, state) in &mut leases.blocks {
                     if matches!(state, BlockState::Held(held) if held.node == node) {
-                        *state = BlockState::Resting(Resting { node, until_ms });
+                        *state = BlockState::Resting(Resting::after(node, until_ms));
                         scene.changes.push(Change::BlockGone(BlockRef {
                             network: network.clone(),
                             subnet: *subnet,
@@ -498,7 +518,7 @@ impl Cluster {
                 }
                 for (address, state) in &mut leases.claims {
                     if matches!(state, ClaimState::Held { node: owner, .. } if *owner == node) {
-                        *state = ClaimState::Resting(Resting { node, until_ms });
+                        *state = ClaimState::Resting(Resting::after(node, until_ms));
                         scene.changes.push(Change::ClaimGone {
                             network: network.clone(),
                             address: *address,

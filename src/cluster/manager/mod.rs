@@ -31,6 +31,7 @@ pub mod reply;
 pub mod retry;
 pub mod rpc;
 pub mod secrets;
+pub mod services;
 pub mod state;
 pub mod store;
 pub mod transport;

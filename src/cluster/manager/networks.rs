@@ -64,6 +64,7 @@ impl Cluster {
         attachable: Option<bool>,
     ) -> Outcome {
         let network = self.catalog.networks.get_mut(id);
+        let network = network.filter(|network| !network.ingress);
         let network = network.ok_or_else(|| Refusal::UnknownNetwork(id.to_owned()))?;
         if labels.is_some_and(|l| l.keys().any(|key| key.trim().is_empty())) {
             return Err(Refusal::Network(ApiError::new(
@@ -94,6 +95,13 @@ impl Cluster {
     ) -> Outcome {
         let network = self.catalog.find_overlay(reference, "remove");
         let network = network.map_err(Refusal::Network)?.clone();
+        let services = self.services_on(&network.id);
+        if !services.is_empty() {
+            return Err(Refusal::NetworkServed {
+                name: network.name,
+                services,
+            });
+        }
         let users = self.users_of(&network.id);
         if !users.is_empty() && !force {
             return Err(Refusal::NetworkInUse {
@@ -101,7 +109,7 @@ impl Cluster {
                 users,
             });
         }
-        self.catalog.networks.remove(&network.id);
+        self.catalog.remove(&network.id);
         // What rests in it need not: the next network on these subnets has another id and VNI.
         self.leases.remove(&network.id);
         scene.changes.push(Change::NetworkGone(network.id.clone()));

@@ -10,6 +10,7 @@ use super::command::BlockRef;
 use super::ids::{NodeId, Role};
 use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::Network;
+use crate::model::service::Service;
 
 /// The result of a command, kept for as long as the same request may be asked again.
 pub type Outcome = Result<Reply, Refusal>;
@@ -42,6 +43,15 @@ pub enum Reply {
     Removed {
         /// Its id.
         network: String,
+        /// Its name.
+        name: String,
+    },
+    /// The service is there, like this.
+    Service(Box<Service>),
+    /// The service is gone.
+    ServiceRemoved {
+        /// Its id.
+        service: String,
         /// Its name.
         name: String,
     },
@@ -146,6 +156,9 @@ pub enum Refusal {
     /// A rule of networks.
     #[error("{0}")]
     Network(ApiError),
+    /// A rule of services.
+    #[error("{0}")]
+    Service(ApiError),
     /// The cluster has not been made.
     #[error("this is no cluster yet")]
     NoCluster,
@@ -247,6 +260,14 @@ pub enum Refusal {
         /// By whom.
         users: Vec<Share>,
     },
+    /// Services are on it.
+    #[error("network \"{name}\" is in use by services: {}", listed(.services))]
+    NetworkServed {
+        /// Name of the network.
+        name: String,
+        /// Names of the services.
+        services: Vec<String>,
+    },
     /// The address is in no subnet of the network.
     #[error("{address} is in no subnet of network \"{name}\": {subnets}")]
     AddressOutside {
@@ -274,6 +295,14 @@ pub enum Refusal {
         address: IpAddr,
         /// Whose it is.
         owner: String,
+    },
+    /// The address is a service's.
+    #[error("{address} is a virtual address of service \"{service}\"")]
+    AddressOfService {
+        /// The address.
+        address: IpAddr,
+        /// Name of the service.
+        service: String,
     },
     /// The address has been another's until a moment ago.
     #[error("{address} rests after use, for another {} s", .free_in_ms.div_ceil(1000))]
@@ -310,7 +339,7 @@ impl Refusal {
     /// The stable name for front ends.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Refusal::Network(error) => error.code,
+            Refusal::Network(error) | Refusal::Service(error) => error.code,
             Refusal::NoCluster => ErrorCode::NoCluster,
             Refusal::ClusterExists { .. } => ErrorCode::ClusterExists,
             Refusal::BadSetting(_) => ErrorCode::InvalidRequest,
@@ -329,11 +358,13 @@ impl Refusal {
             | Refusal::NoControlAddress(_) => ErrorCode::NodeRoleConflict,
             Refusal::TokenUnknown | Refusal::TokenExpired { .. } => ErrorCode::TokenRefused,
             Refusal::UnknownNetwork(_) => ErrorCode::NetworkNotFound,
-            Refusal::NetworkInUse { .. } => ErrorCode::NetworkInUse,
+            Refusal::NetworkInUse { .. } | Refusal::NetworkServed { .. } => ErrorCode::NetworkInUse,
             Refusal::AddressOutside { .. } | Refusal::AddressReserved { .. } => {
                 ErrorCode::InvalidAddress
             }
-            Refusal::AddressTaken { .. } | Refusal::AddressRests { .. } => ErrorCode::AddressInUse,
+            Refusal::AddressTaken { .. }
+            | Refusal::AddressOfService { .. }
+            | Refusal::AddressRests { .. } => ErrorCode::AddressInUse,
             Refusal::Exhausted(_) => ErrorCode::AddressesExhausted,
             Refusal::NotHeld { .. } => ErrorCode::LeaseLost,
             Refusal::TooMany { .. } => ErrorCode::InvalidRequest,
@@ -343,7 +374,7 @@ impl Refusal {
     /// What to do about it.
     pub fn next(&self) -> String {
         match self {
-            Refusal::Network(error) => error.next.clone(),
+            Refusal::Network(error) | Refusal::Service(error) => error.next.clone(),
             Refusal::NoCluster => {
                 "make one with weft init, or join one: weft join --token TOKEN HOST".into()
             }
@@ -387,10 +418,16 @@ impl Refusal {
             Refusal::NetworkInUse { .. } => "detach its endpoints there first (weft detach), or if those nodes are \
                  gone: weft node rm NODE gives their addresses back"
                 .into(),
+            Refusal::NetworkServed { services, .. } => format!(
+                "take them off or remove them first: weft service rm {}",
+                services.first().map_or("NAME", String::as_str)
+            ),
             Refusal::AddressOutside { .. } => {
                 "give an address of one of the subnets, or leave --ip out".into()
             }
-            Refusal::AddressReserved { .. } | Refusal::AddressTaken { .. } => {
+            Refusal::AddressReserved { .. }
+            | Refusal::AddressTaken { .. }
+            | Refusal::AddressOfService { .. } => {
                 "give another address, or leave --ip out to get a free one".into()
             }
             Refusal::AddressRests { .. } => "wait that long, or give another address".into(),
@@ -424,6 +461,15 @@ fn list(shares: &[Share]) -> String {
         0 => "a node".into(),
         n if n > 5 => format!("{} and {} more nodes", texts.join(", "), n - 5),
         _ => texts.join(", "),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(5).map(String::as_str);
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    match names.len() {
+        n if n > 5 => format!("{shown} and {} more", n - 5),
+        _ => shown,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every manager applies the same envelopes in the same order and comes to the same state. Time is part of
 //! the envelope, chance was drawn by the proposer, and maps are ordered.
 //!
-//! The state is kept as JSON: a field that comes later, such as that of services, gets `#[serde(default)]`, and
+//! The state is kept as JSON: a field that comes later, as that of services did, gets `#[serde(default)]`, and
 //! snapshots of before stay readable.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use super::retry::Retries;
 use super::secrets::{KeyRing, Token};
 use super::watch::{Change, Delta, Identity};
 use crate::model::network::{Catalog, Fresh};
-use crate::wire::Vni;
+use crate::model::service::Service;
 
 /// Version of the snapshot's form.
 pub const STATE_VERSION: u32 = 1;
@@ -61,6 +61,9 @@ pub struct Cluster {
     pub revoked: Vec<Revoked>,
     /// Networks.
     pub catalog: Catalog,
+    /// Services by id.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
     /// Who holds which addresses.
     pub(super) leases: Leases,
     last_fence: u64,
@@ -277,6 +280,11 @@ impl State {
             Command::NetworkUpdate { network, .. } | Command::NetworkRemove { network, .. } => {
                 network.clone()
             }
+            Command::ServiceCreate { wish, .. } => wish.name.clone(),
+            Command::ServiceUpdate { service, .. } | Command::ServiceRemove { service } => {
+                let named = self.cluster.as_ref().map(|c| c.service_name(service));
+                named.unwrap_or_else(|| service.clone())
+            }
             Command::TokenAdd(token) | Command::TokenRotate(token) => token.role.to_string(),
             _ => String::new(),
         };
@@ -301,6 +309,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             revoked: Vec::new(),
             catalog: Catalog::new(scene.stamp.wall_ms.saturating_mul(1_000_000), wish.seed),
+            services: BTreeMap::new(),
             leases: Leases::new(),
             last_fence: 0,
             last_raft_id: 0,
@@ -365,6 +374,15 @@ impl Cluster {
             Command::NetworkRemove { network, force } => {
                 self.network_remove(scene, network, *force)
             }
+            Command::ServiceCreate { wish, id, created } => {
+                self.service_create(scene, wish, id, *created)
+            }
+            Command::ServiceUpdate {
+                service,
+                wish,
+                updated,
+            } => self.service_update(scene, service, wish, *updated),
+            Command::ServiceRemove { service } => self.service_remove(scene, service),
             Command::TokenAdd(wish) => self.token_add(scene, wish),
             Command::TokenRotate(wish) => self.token_rotate(scene, wish),
             Command::KeyRotate { key } => self.key_rotate(scene, key),
@@ -505,17 +523,15 @@ impl Cluster {
     fn view(&self, changes: &mut Vec<Change>) {
         changes.push(self.identity());
         // The last VNI given out is the managers' business.
-        let catalog = Catalog {
-            builtins: self.catalog.builtins.clone(),
-            networks: BTreeMap::new(),
-            last_vni: Vni::INGRESS.value(),
-        };
+        let catalog = self.catalog.without_own();
         changes.push(Change::Catalog(Box::new(catalog)));
         let nodes = self.nodes.values().cloned();
         changes.extend(nodes.map(|node| Change::Node(Box::new(node))));
         changes.extend(self.revoked.iter().cloned().map(Change::Revoked));
-        let networks = self.catalog.networks.values().cloned();
+        let networks = self.catalog.own().cloned();
         changes.extend(networks.map(|network| Change::Network(Box::new(network))));
+        let services = self.services.values().cloned();
+        changes.extend(services.map(|service| Change::Service(Box::new(service))));
         changes.extend(self.lease_views());
         changes.push(Change::Keys(self.keys.clone()));
         changes.extend(self.network_key_views());

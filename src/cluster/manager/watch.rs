@@ -14,6 +14,7 @@ use super::ids::{Digest, Key, NodeId};
 use super::nodes::{Node, Revoked};
 use super::secrets::KeyRing;
 use crate::model::network::{Catalog, Network};
+use crate::model::service::Service;
 
 /// Revisions that are remembered.
 pub const HISTORY_MAX: usize = 4096;
@@ -65,7 +66,7 @@ pub struct Claim {
 pub enum Change {
     /// The cluster is this.
     Identity(Box<Identity>),
-    /// The networks every node has, and no user network yet.
+    /// The networks every node has, and no user network or service yet.
     Catalog(Box<Catalog>),
     /// A node is like this.
     Node(Box<Node>),
@@ -77,6 +78,10 @@ pub enum Change {
     Network(Box<Network>),
     /// A network is gone, with all leases in it.
     NetworkGone(String),
+    /// A service is like this.
+    Service(Box<Service>),
+    /// A service is gone.
+    ServiceGone(String),
     /// A block is held like this.
     Block(BlockRef, Block),
     /// A block is held by nobody.
@@ -211,6 +216,9 @@ pub struct Replica {
     pub identity: Option<Identity>,
     /// Networks, with those every node has.
     pub catalog: Option<Catalog>,
+    /// Services by id.
+    #[serde(default)]
+    pub services: BTreeMap<String, Service>,
     /// Nodes.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Certificates that are refused.
@@ -302,11 +310,18 @@ impl Replica {
             }
             Change::NetworkGone(id) => {
                 if let Some(catalog) = &mut self.catalog {
-                    catalog.networks.remove(id);
+                    catalog.remove(id);
                 }
                 self.blocks.remove(id);
                 self.claims.remove(id);
                 self.network_keys.remove(id);
+            }
+            Change::Service(service) => {
+                self.services
+                    .insert(service.id.clone(), (**service).clone());
+            }
+            Change::ServiceGone(id) => {
+                self.services.remove(id);
             }
             Change::Block(at, block) => {
                 let blocks = self.blocks.entry(at.network.clone()).or_default();

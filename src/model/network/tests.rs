@@ -530,10 +530,58 @@ fn builtins_have_dockers_drivers_and_scopes() {
             ("bridge", ("bridge", "local")),
             ("docker_gwbridge", ("bridge", "local")),
             ("host", ("host", "local")),
-            ("ingress", ("overlay", "swarm")),
             ("none", ("null", "local")),
         ]
     );
+}
+
+#[test]
+fn ingress_is_a_network_that_nobody_changes() {
+    let mut catalog = fresh_catalog(7);
+    let ingress = catalog.ingress().clone();
+    assert_eq!((ingress.name.as_str(), ingress.created), ("ingress", 7));
+    assert!(ingress.ingress && ingress.ipv6 && !ingress.attachable && ident::is_id(&ingress.id));
+    let segment = &ingress.segments[0];
+    assert_eq!(segment.vni, Vni::INGRESS);
+    assert_eq!(segment.v4.prefix, IpNetwork::V4(INGRESS_SUBNET));
+    assert_eq!(segment.v4.gateway.to_string(), "10.0.0.1");
+    let v6 = segment.v6.as_ref().unwrap();
+    assert!(v6.prefix.prefix() == 64 && v6.prefix.ip().to_string().starts_with("fd"));
+    for reference in ["ingress", &ingress.id, ident::short(&ingress.id)] {
+        let error = catalog.find_overlay(reference, "remove").unwrap_err();
+        assert_eq!(error.code, ErrorCode::BuiltinNetwork);
+        assert!(
+            error.message.contains("cannot remove \"ingress\""),
+            "{error}"
+        );
+    }
+    assert_eq!(catalog.remove(&ingress.id), None);
+    create(&mut catalog, &wish("web", &[])).unwrap();
+    let own: Vec<&str> = catalog.own().map(|n| n.name.as_str()).collect();
+    assert_eq!(own, ["web"]);
+    assert_eq!(catalog.without_own(), fresh_catalog(7));
+}
+
+#[test]
+fn a_catalog_of_when_ingress_was_a_name_gets_the_network_with_its_id() {
+    let mut catalog = fresh_catalog(7);
+    create(&mut catalog, &wish("web", &[])).unwrap();
+    let mut old = serde_json::to_value(&catalog).unwrap();
+    let ingress = catalog.ingress().id.clone();
+    old["networks"].as_object_mut().unwrap().remove(&ingress);
+    let builtin = serde_json::json!({"name": "ingress", "id": ingress, "created": 7});
+    let builtins = old["builtins"].as_array_mut().unwrap();
+    builtins.insert(3, builtin);
+    let read =
+        |value: &serde_json::Value| -> Catalog { serde_json::from_value(value.clone()).unwrap() };
+    assert_eq!(read(&old), catalog);
+    let written = serde_json::to_value(read(&old)).unwrap();
+    assert_eq!(read(&written), catalog);
+    // An edited file without either still has one, and the same for every reader.
+    let builtins = old["builtins"].as_array_mut().unwrap();
+    builtins.remove(3);
+    assert_eq!(read(&old), read(&old));
+    assert_eq!(read(&old).networks.len(), 2);
 }
 
 #[test]
@@ -585,14 +633,14 @@ proptest! {
                         catalog.insert(plan);
                     }
                 }
-                Step::Remove(index) if !catalog.networks.is_empty() => {
-                    let id = index.get(&catalog.networks.keys().cloned().collect::<Vec<_>>()).clone();
-                    catalog.networks.remove(&id);
+                Step::Remove(index) if catalog.own().next().is_some() => {
+                    let id = index.get(&catalog.own().map(|n| n.id.clone()).collect::<Vec<_>>()).clone();
+                    catalog.remove(&id);
                 }
                 Step::Remove(_) => {}
             }
-            let mut vnis = BTreeSet::from([Vni::INGRESS]);
-            let mut prefixes = vec![IpNetwork::V4(INGRESS_SUBNET)];
+            let mut vnis = BTreeSet::new();
+            let mut prefixes: Vec<IpNetwork> = Vec::new();
             for net in catalog.networks.values() {
                 for segment in &net.segments {
                     prop_assert!(vnis.insert(segment.vni), "VNI {} twice", segment.vni);

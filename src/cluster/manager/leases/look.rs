@@ -40,6 +40,9 @@ impl SubnetLeases {
                     (used, leased) = (used + 1, leased + 1);
                     *by_node.entry(*node).or_default() += 1;
                 }
+                ClaimState::Service { .. } if space.area().contains(*ip) => {
+                    (used, leased) = (used + 1, leased + 1);
+                }
                 ClaimState::Resting(rest) if rest.until_ms > now_ms => rests(rest.until_ms, 1),
                 _ => {}
             }
@@ -87,7 +90,7 @@ impl Cluster {
                 });
                 let claims = leases.claims.values().filter_map(|s| match s {
                     ClaimState::Held { node, .. } => Some(*node),
-                    ClaimState::Resting(_) => None,
+                    ClaimState::Service { .. } | ClaimState::Resting(_) => None,
                 });
                 parts.extend(blocks.chain(claims).map(|node| (network.clone(), node)));
             }
@@ -105,7 +108,7 @@ impl Cluster {
             });
             let claims = leases.claims.values().filter_map(|state| match state {
                 ClaimState::Resting(rest) => Some(rest.until_ms),
-                ClaimState::Held { .. } => None,
+                ClaimState::Held { .. } | ClaimState::Service { .. } => None,
             });
             blocks.chain(claims)
         });

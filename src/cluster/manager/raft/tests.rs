@@ -406,7 +406,7 @@ async fn a_late_manager_gets_a_snapshot_and_the_log_stays_short() {
     }
     world.join(3).await;
     let third = world.net.managers.lock().unwrap()[&address(3)].clone();
-    let count = |m: &Manager| m.look(|s| s.cluster().map_or(0, |c| c.catalog.networks.len()));
+    let count = |m: &Manager| m.look(|s| s.cluster().map_or(0, |c| c.catalog.own().count()));
     wait(|| count(&third) == 60).await;
     wait(|| view(&world.any()) == view(&third)).await;
     // What is on its disk alone gives the same.
@@ -480,7 +480,7 @@ async fn a_follower_that_changes_managers_misses_nothing() {
                 .updates_after(follower.revision, Duration::from_millis(50))
                 .await;
             follower.take(update);
-            let known = follower.catalog.as_ref().map_or(0, |c| c.networks.len());
+            let known = follower.catalog.as_ref().map_or(0, |c| c.own().count());
             if known == expected {
                 break;
             }

@@ -18,6 +18,8 @@ use crate::model::ident;
 use crate::model::network::Network;
 use crate::model::request::{CreateNetwork, IpamConfigRequest};
 
+mod services;
+
 const WORKER: Digest = Digest::from_bytes([0x11; 32]);
 const MANAGER: Digest = Digest::from_bytes([0x22; 32]);
 
@@ -301,7 +303,7 @@ fn a_cluster_is_made_once() {
     let again = fixture.run(init(Settings::default())).unwrap_err();
     assert_eq!(again.code(), ErrorCode::ClusterExists);
     let catalog = fixture.follower.catalog.clone().unwrap();
-    assert!(catalog.find("ingress").is_ok() && catalog.networks.is_empty());
+    assert!(catalog.find("ingress").is_ok() && catalog.own().next().is_none());
 }
 
 #[test]
@@ -966,6 +968,12 @@ enum Step {
     Remove {
         network: u8,
     },
+    Serve {
+        network: u8,
+    },
+    Unserve {
+        network: u8,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -987,6 +995,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (node(), any::<bool>()).prop_map(|(node, down)| Step::Status { node, down }),
         2 => (0u32..2_000_000).prop_map(Step::Wait),
         1 => network().prop_map(|network| Step::Remove { network }),
+        2 => network().prop_map(|network| Step::Serve { network }),
+        1 => network().prop_map(|network| Step::Unserve { network }),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -1006,6 +1016,7 @@ proptest! {
             ids.push(fixture.create(&format!("n{n}"), &[subnet]).unwrap().id);
         }
         let mut past = Past::new();
+        let mut served = 0;
         let mut rested: BTreeSet<(String, IpAddr)> = BTreeSet::new();
         for step in steps {
             let address = |network: u8, last: u8| IpAddr::from([10, 0, network + 1, last]);
@@ -1057,7 +1068,14 @@ proptest! {
                     fixture.status(node, status);
                 }
                 Step::Wait(ms) => fixture.wait(ms.into()),
+                Step::Serve { network } => {
+                    served += 1;
+                    let service = services::wish(&format!("s{network}-{served}"), &[&ids[network as usize]]);
+                    let _ = fixture.serve(&service);
+                }
+                Step::Unserve { network } => fixture.unserve(&ids[network as usize]),
                 Step::Remove { network } => {
+                    fixture.unserve(&ids[network as usize]);
                     let id = &ids[network as usize];
                     let remove = Command::NetworkRemove { network: id.clone(), force: true };
                     fixture.run(remove).unwrap();
@@ -1075,6 +1093,9 @@ proptest! {
                     for ip in space.usable_in(space.block_at(index).unwrap()) {
                         let key = (network.id.clone(), ip);
                         let holder = fixture.follower.holder_of(&network.id, ip).map(|c| c.node);
+                        let service = fixture.service_at(&network.id, ip);
+                        prop_assert!(holder.is_none() || service.is_none(), "{ip} is both");
+                        let holder = holder.or(service);
                         match (holder, past.get(&key).copied()) {
                             (Some(node), Some((before, until))) if node != before => {
                                 prop_assert!(until <= now, "{ip} went from {before} to {node}, rests until {until}, now {now}");
