@@ -29,6 +29,7 @@ pub mod fuzzing;
 pub mod host;
 pub mod lab;
 pub mod model;
+pub mod services;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod tables;

@@ -8,8 +8,8 @@ use host_support::{
     Place, assert_same, link, links, named, ping, ping_full, run_in, silent, snapshot,
 };
 use weft::host::{
-    EndpointSpec, GsoSizes, HostError, NetworkSpec, UplinkKind, WorkloadRef, attach, detach,
-    ensure_network, faults, host_ifname, list_endpoints, workload_alive,
+    BridgeRef, EndpointSpec, GsoSizes, HostError, NetworkSpec, UplinkKind, WorkloadRef, attach,
+    detach, ensure_network, faults, host_ifname, list_endpoints, workload_alive,
 };
 use weft::wire::Mac;
 
@@ -186,11 +186,11 @@ async fn missing_networks_and_workloads_are_told_apart() {
     assert_same(&before, &snapshot(&made.netns_path), "by a refusal");
     spec.netns_id = None;
 
-    spec.segment_index = 1;
+    spec.bridge = BridgeRef::Segment(1);
     let error = attach(&spec).await.unwrap_err();
     assert!(error.to_string().contains("br1"), "{error}");
 
-    spec.segment_index = 0;
+    spec.bridge = BridgeRef::Segment(0);
     spec.workload = WorkloadRef::Path(made.netns_path.clone());
     let error = attach(&spec).await.unwrap_err();
     assert!(matches!(error, HostError::Invalid(_)), "{error}");
@@ -363,7 +363,7 @@ async fn a_restarted_agent_finds_its_endpoints() {
     let (one, two) = (place.workload(), place.workload());
     let first = place.endpoint(&network, &one, "10.0.1.2/24");
     let mut second = place.endpoint(&network, &two, "10.0.2.3/24");
-    second.segment_index = 1;
+    second.bridge = BridgeRef::Segment(1);
     second.isolate_spoofing = false;
     second.ifname = Some("web0".into());
     let attached = [
@@ -380,7 +380,8 @@ async fn a_restarted_agent_finds_its_endpoints() {
     {
         assert_eq!(endpoint.id, spec.id);
         assert_eq!(endpoint.owner, "test-node");
-        assert_eq!(endpoint.segment_index, Some(spec.segment_index));
+        let index = endpoint.segment_index.map(BridgeRef::Segment);
+        assert_eq!(index.as_ref(), Some(&spec.bridge));
         assert_eq!(endpoint.host_ifindex, attached.host_ifindex);
         assert_eq!(endpoint.ifname, attached.ifname);
         assert!(endpoint.running);
@@ -420,7 +421,7 @@ async fn two_segments_of_a_network_are_routed_by_their_gateways() {
     ];
     let mut second = place.endpoint(&network, &two, "10.0.2.2/24");
     second.addresses.push("fd00:2::2/64".parse().unwrap());
-    second.segment_index = 1;
+    second.bridge = BridgeRef::Segment(1);
     second.routes = vec![
         (
             "10.0.1.0/24".parse().unwrap(),

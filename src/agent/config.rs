@@ -190,6 +190,13 @@ pub const KEYS: &[Key] = &[
         "prefix length of those subnets",
     ),
     key(
+        "egress",
+        "egress",
+        "BOOL",
+        "true",
+        "give workloads of networks that are not internal a way out, over docker_gwbridge",
+    ),
+    key(
         "cleanup_on_exit",
         "cleanup-on-exit",
         "BOOL",
@@ -295,6 +302,8 @@ pub struct Settings {
     pub default_address_pool: Ipv4Network,
     /// Prefix length of those subnets.
     pub default_address_pool_mask_length: u8,
+    /// Whether workloads get a way out of their networks.
+    pub egress: bool,
     /// Whether a clean stop removes everything from the kernel.
     pub cleanup_on_exit: bool,
 }
@@ -477,6 +486,7 @@ pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiErro
         default_address_pool_mask_length: check
             .parse("default_address_pool_mask_length", mask_length)
             .unwrap_or_default(),
+        egress: check.parse("egress", yes_or_no).unwrap_or_default(),
         cleanup_on_exit: check
             .parse("cleanup_on_exit", yes_or_no)
             .unwrap_or_default(),

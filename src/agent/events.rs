@@ -108,6 +108,9 @@ pub enum Event {
         added: usize,
         removed: usize,
     },
+    RulesRestored {
+        place: String,
+    },
     Swept {
         object: String,
     },
@@ -131,6 +134,7 @@ impl Event {
                 | Event::EpochUsed { .. }
                 | Event::AddressConflict { .. }
                 | Event::TablesRepaired { .. }
+                | Event::RulesRestored { .. }
                 | Event::StateRecovered { .. }
                 | Event::RepairFailed { .. }
         )

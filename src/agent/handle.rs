@@ -17,6 +17,7 @@ use super::api::HealthItem;
 use super::cluster::files::ClusterFiles;
 use super::cluster::{Cluster, Opened};
 use super::config::Settings;
+use super::edge::{self, Edge};
 use super::error::ApiError;
 use super::events::{Event, EventLog};
 use super::ident;
@@ -55,6 +56,8 @@ pub(super) struct Inner {
     services: watch::Sender<u64>,
     /// Held by whoever enters or leaves a cluster.
     pub(super) enrolling: tokio::sync::Mutex<()>,
+    /// What lies at the node's edge.
+    pub(super) edge: Edge,
 }
 
 /// The right to change one network.
@@ -179,12 +182,14 @@ impl Agent {
             cluster: ArcSwapOption::empty(),
             services: watch::Sender::new(0),
             enrolling: tokio::sync::Mutex::default(),
+            edge: Edge::default(),
         };
         let agent = Agent {
             inner: Arc::new(inner),
         };
         reconcile::at_start(&agent).await;
         reconcile::spawn(&agent);
+        edge::spawn(&agent);
         if let Some(opened) = opened {
             agent.take_part(opened).await;
         }

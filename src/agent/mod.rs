@@ -9,6 +9,7 @@
 //! | [`plumbing`] | the seam to kernel, tables and dataplane, with its fake |
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
 //! | [`cluster`] | the node's part in a cluster |
+//! | [`edge`] | workloads' way out, virtual addresses, published ports |
 //! | [`reconcile`] | what should be against what is |
 //! | [`events`], [`metrics`], [`task`] | what happened, how much, and what runs |
 //! | [`fuzzing`] | a node without a kernel, for a fuzz target |
@@ -17,6 +18,7 @@ pub mod api;
 pub mod cluster;
 pub mod config;
 pub mod disk;
+pub mod edge;
 pub mod endpoint;
 pub mod events;
 #[doc(hidden)]

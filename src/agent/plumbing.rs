@@ -18,6 +18,7 @@ use crate::tables::SegmentPolicy;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
 
+pub mod edge;
 pub mod fake;
 pub mod linux;
 
@@ -267,6 +268,9 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
 
     /// Sets the remote VTEPs of a segment that is up.
     fn set_vteps(&self, vni: Vni, vteps: &[IpAddr]) -> Outcome<()>;
+
+    /// What lies at the node's edge.
+    fn edge(&self) -> &dyn edge::Edge;
 
     /// Workers, offloads, counters.
     fn dataplane(&self) -> DataplaneStatus;

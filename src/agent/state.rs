@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{self, Damage};
+use super::edge::state::EdgeState;
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::ident;
@@ -45,6 +46,9 @@ pub struct NodeState {
     /// The addresses leased to this node, while it is part of a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Ipam>,
+    /// The gateway bridge and the legs on it.
+    #[serde(default)]
+    pub edge: EdgeState,
 }
 
 impl NodeState {
@@ -57,6 +61,7 @@ impl NodeState {
             endpoints: BTreeMap::new(),
             remote: RemoteTable::default(),
             ipam: None,
+            edge: EdgeState::default(),
         }
     }
 

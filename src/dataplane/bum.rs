@@ -49,6 +49,19 @@ pub fn neighbour_question(frame: &[u8], inner: &Inner) -> Option<NeighbourQuesti
     }
 }
 
+/// Whether the frame is of a node's own leg on the ingress network, and its IP packet of a client outside. Who has which
+/// address on the segment itself is still nobody's to say but the table's.
+#[cold]
+pub fn brings_clients(segment: &Segment, frame: &[u8], inner: &Inner) -> bool {
+    let outside = |ip| !segment.subnets.iter().any(|subnet| subnet.contains(ip));
+    segment.policy.client_addresses
+        && inner.src.is_ingress_leg()
+        && inner.vlan.is_none()
+        && matches!(inner.kind, Kind::Ipv4 | Kind::Ipv6)
+        && inner::src_ip(frame, inner).is_some_and(outside)
+        && (inner.proto != PROTO_ICMPV6 || ndp::parse(frame, inner).is_err())
+}
+
 /// The address the sender claims in IP, ARP or neighbour discovery. HOT PATH.
 #[inline]
 pub fn claimed_address(frame: &[u8], inner: &Inner) -> Claim {

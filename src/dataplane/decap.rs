@@ -125,7 +125,7 @@ fn admit(
                 .neigh
                 .find(segment.index, ip)
                 .is_some_and(|n| n.mac == inner.src);
-            if owned {
+            if owned || bum::brings_clients(segment, frame, inner) {
                 Ok(())
             } else {
                 Err(DropReason::InnerSpoofedIp)

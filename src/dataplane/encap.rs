@@ -123,7 +123,7 @@ fn admit(view: &View, segment: &Segment, frame: &[u8], inner: &Inner) -> Result<
         bum::Claim::Address(ip) => {
             let owner = view.neigh.find(segment.index, ip);
             let own = owner.is_some_and(|n| n.local && n.mac == inner.src);
-            if own {
+            if own || bum::brings_clients(segment, frame, inner) {
                 Ok(())
             } else {
                 Err(DropReason::SpoofedSourceIp)

@@ -21,6 +21,24 @@ use super::{GsoSizes, HostError, Link, Mark, Netlink, SegmentNames, VethEnd, Wor
 use crate::sys::netns::Netns;
 use crate::wire::Mac;
 
+/// A bridge that takes workloads in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BridgeRef {
+    /// That of a segment, by its index; the namespace is the network's.
+    Segment(usize),
+    /// One of this name with a mark of ours, in any namespace. Its workloads do not reach each other.
+    Gateway(String),
+}
+
+impl BridgeRef {
+    fn name(&self) -> String {
+        match self {
+            BridgeRef::Segment(index) => SegmentNames::of(*index).bridge,
+            BridgeRef::Gateway(name) => name.clone(),
+        }
+    }
+}
+
 /// What a workload needs to be on a network.
 #[derive(Debug, Clone)]
 pub struct EndpointSpec {
@@ -28,8 +46,8 @@ pub struct EndpointSpec {
     pub network_netns: PathBuf,
     /// The endpoint's id, at most 64 letters and digits.
     pub id: String,
-    /// The segment whose bridge it joins.
-    pub segment_index: usize,
+    /// The bridge it joins.
+    pub bridge: BridgeRef,
     /// The workload.
     pub workload: WorkloadRef,
     /// Inode number its namespace must have, if that was looked at before: a process id or name can come
@@ -282,15 +300,19 @@ struct EndpointBuilder<'a> {
 impl EndpointBuilder<'_> {
     async fn build(&self, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
         let links = self.network.links().await?;
-        if network_mark(&links).is_none() {
+        let bridge = wanted(&links, &self.spec.bridge.name(), &self.spec.network_netns)?;
+        let (mark, unmarked) = match self.spec.bridge {
+            BridgeRef::Segment(_) => (network_mark(&links), "lo"),
+            BridgeRef::Gateway(_) => (bridge.mark(), "the bridge"),
+        };
+        if mark.is_none() {
             return Err(HostError::Foreign {
                 what: format!("netns {}", self.spec.network_netns.display()),
                 expected: "a network's".into(),
-                found: "no mark on lo".into(),
+                found: format!("no mark on {unmarked}"),
             });
         }
-        let bridge_name = SegmentNames::of(self.spec.segment_index).bridge;
-        let bridge = wanted(&links, &bridge_name, &self.spec.network_netns)?.index;
+        let bridge = bridge.index;
         let (host, inner) = match self.adopt(&links, bridge).await? {
             Some(pair) => pair,
             None => self.create(&links, bridge, undo).await?,
@@ -465,6 +487,10 @@ impl EndpointBuilder<'_> {
             true => BridgePortFlags::LOCKED,
             false => BridgePortFlags::WORKLOAD,
         };
+        let flags = BridgePortFlags {
+            isolated: matches!(self.spec.bridge, BridgeRef::Gateway(_)),
+            ..flags
+        };
         if self.spec.isolate_spoofing {
             self.network
                 .put_static_fdb(host.index, self.spec.mac)
@@ -513,7 +539,7 @@ mod tests {
         EndpointSpec {
             network_netns: "/nonexistent/n".into(),
             id: "zmq0dp2jpu1tz4mfk8zl1p0a2".into(),
-            segment_index: 0,
+            bridge: BridgeRef::Segment(0),
             workload: WorkloadRef::Name("c1".into()),
             netns_id: None,
             ifname: None,

@@ -97,6 +97,20 @@ pub enum HostError {
         /// What is there.
         found: String,
     },
+    /// A program weft needs is not installed.
+    #[error("the program {program} is not installed: apt install {}", package(.program))]
+    NoProgram {
+        /// Its name.
+        program: &'static str,
+    },
+    /// `nft` or `conntrack` refused what it was told.
+    #[error("{program} refused: {said}")]
+    Rules {
+        /// The program.
+        program: &'static str,
+        /// What it said.
+        said: String,
+    },
     /// No interface of this host has the VTEP address.
     #[error(
         "no interface in this network namespace has the VTEP address {vtep}: \
@@ -117,6 +131,14 @@ pub enum HostError {
     /// Parts of a teardown failed; the others were done.
     #[error("teardown incomplete: {}", list(.0))]
     Teardown(Vec<HostError>),
+}
+
+/// The Debian package a program comes in.
+fn package(program: &str) -> &str {
+    match program {
+        "nft" => "nftables",
+        other => other,
+    }
 }
 
 impl HostError {

@@ -12,6 +12,8 @@
 //!
 //! - [`ensure_network`], [`finish_tap`], [`inspect_network`], [`remove_network`]: the namespace of one network.
 //! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
+//! - [`ensure_gateway`], [`attach_leg`], [`return_routes`]: the node's way out of overlays, and a workload's leg to it.
+//! - [`put_rules`], [`RuleWatch`], [`forget_flows`]: nftables rules of ours.
 //! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
 //! - [`jumbo_support`]: what the kernel does with TCP over IPv6 beyond 64 KiB.
@@ -28,6 +30,7 @@ mod endpoint;
 mod error;
 #[doc(hidden)]
 pub mod faults;
+mod gateway;
 mod gso;
 mod inspect;
 mod jumbo;
@@ -35,7 +38,9 @@ mod link;
 mod mark;
 mod neigh;
 mod netlink;
+mod nft;
 mod route;
+mod rule;
 mod sandbox;
 mod sweep;
 mod sysctl;
@@ -44,15 +49,23 @@ mod undo;
 mod workload;
 
 pub use endpoint::{
-    AttachedEndpoint, EndpointSpec, FoundEndpoint, attach, detach, host_ifname, list_endpoints,
+    AttachedEndpoint, BridgeRef, EndpointSpec, FoundEndpoint, attach, detach, host_ifname,
+    list_endpoints,
 };
 pub use error::HostError;
+pub use gateway::{
+    EGRESS_MARK, GatewayBridge, GatewaySpec, LegSpec, attach_leg, detach_leg, ensure_gateway,
+    ensure_router, find_gateway, list_legs, prefixes_in_use, remove_gateway, remove_router,
+    return_routes,
+};
 pub use gso::{GsoSizes, UplinkKind};
 pub use inspect::{NetworkFound, inspect_network};
 pub use jumbo::{JumboSupport, jumbo_support};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
+pub use nft::{RuleWatch, forget_flows, put_rules, remove_rules, rules};
+pub use rule::PolicyRule;
 pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,
     finish_tap, remove_network,

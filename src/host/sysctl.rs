@@ -20,6 +20,12 @@ pub(super) enum Scope {
     NetworkFlat,
     /// The same, if it has several: its bridges route between them.
     NetworkRouted,
+    /// The namespace of a node that lets workloads out.
+    Gateway,
+    /// A namespace that forwards between legs of networks, before they come.
+    Router,
+    /// A workload's interface that packets with anybody's address come in by.
+    LoosePath,
     /// A bridge with an IPv6 gateway.
     BridgeWithV6,
     /// A bridge without.
@@ -44,6 +50,15 @@ const KNOBS: &[Knob] = &[
     (Scope::Network, "bridge/bridge-nf-call-arptables", "0"),
     (Scope::Network, "bridge/bridge-nf-call-iptables", "0"),
     (Scope::Network, "bridge/bridge-nf-call-ip6tables", "0"),
+    // IPv6 forwarding is switched on apart, where it is seen to that the node still hears its own routers.
+    (Scope::Gateway, "ipv4/ip_forward", "1"),
+    (Scope::Router, "ipv4/ip_forward", "1"),
+    (Scope::Router, "ipv6/conf/all/forwarding", "1"),
+    (Scope::Router, "ipv4/conf/all/rp_filter", "0"),
+    (Scope::Router, "ipv4/conf/default/rp_filter", "0"),
+    (Scope::Router, "ipv4/conf/all/send_redirects", "0"),
+    (Scope::Router, "ipv4/conf/default/send_redirects", "0"),
+    (Scope::LoosePath, "ipv4/conf/{dev}/rp_filter", "2"),
     // Several bridges in one namespace: each answers ARP for its own gateway only, and says so.
     (Scope::Network, "ipv4/conf/all/arp_ignore", "1"),
     (Scope::Network, "ipv4/conf/all/arp_announce", "2"),
@@ -125,6 +140,28 @@ pub(super) fn set(netns: &Netns, wanted: &[(Scope, &str)]) -> Result<(), HostErr
         wanted
             .iter()
             .try_for_each(|(scope, device)| set_scope(*scope, device))
+    })?
+}
+
+/// Lets the node forward IPv6. Interfaces that learn from routers (`accept_ra` 1) would stop to, so they are set to learn
+/// all the same (2), as Docker does.
+pub(super) fn forward_v6(netns: &Netns) -> Result<(), HostError> {
+    netns.run_in(|| {
+        let forwarding = PathBuf::from(ROOT).join("ipv6/conf/all/forwarding");
+        let error = |what: &str, e| HostError::io(format!("set {what}"), e);
+        match fs::read_to_string(&forwarding) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Ok(on) if on.trim_end() == "1" => return Ok(()),
+            _ => {}
+        }
+        let interfaces = fs::read_dir(PathBuf::from(ROOT).join("ipv6/conf"));
+        for interface in interfaces.map_err(|e| error("accept_ra", e))?.flatten() {
+            let knob = interface.path().join("accept_ra");
+            if fs::read_to_string(&knob).is_ok_and(|value| value.trim_end() == "1") {
+                set_file(&knob, "2").map_err(|e| error(&knob.display().to_string(), e))?;
+            }
+        }
+        set_file(&forwarding, "1").map_err(|e| error(&forwarding.display().to_string(), e))
     })?
 }
 

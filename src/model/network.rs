@@ -190,6 +190,7 @@ impl Network {
             carry_vlan: rules.carry_vlan.unwrap_or(usual.carry_vlan),
             inherit_dscp: rules.inherit_dscp.unwrap_or(usual.inherit_dscp),
             bum_rate: rules.bum_rate.unwrap_or(usual.bum_rate),
+            client_addresses: self.ingress,
             ..usual
         }
     }

@@ -32,6 +32,9 @@ pub struct SegmentPolicy {
     pub inherit_dscp: bool,
     /// Broadcast and multicast frames per second, per worker; 0 for no limit.
     pub bum_rate: u32,
+    /// The ingress network: frames of nodes' own legs ([`Mac::is_ingress_leg`](crate::wire::Mac::is_ingress_leg)) carry
+    /// addresses of clients outside.
+    pub client_addresses: bool,
 }
 
 impl Default for SegmentPolicy {
@@ -44,6 +47,7 @@ impl Default for SegmentPolicy {
             carry_vlan: true,
             inherit_dscp: false,
             bum_rate: 1000,
+            client_addresses: false,
         }
     }
 }

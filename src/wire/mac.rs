@@ -9,6 +9,9 @@ use std::str::FromStr;
 #[repr(transparent)]
 pub struct Mac(pub [u8; 6]);
 
+/// Locally administered, and not what workloads get (`02:42`).
+const INGRESS_LEG: [u8; 2] = [0x02, 0x77];
+
 impl Mac {
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Mac = Mac([0xff; 6]);
@@ -19,6 +22,19 @@ impl Mac {
     pub const fn from_ipv4(ip: Ipv4Addr) -> Mac {
         let o = ip.octets();
         Mac([0x02, 0x42, o[0], o[1], o[2], o[3]])
+    }
+
+    /// The MAC of a node's own leg on the ingress network: `02:77` and its IPv4 address there. Frames from such a leg carry
+    /// the addresses of clients outside.
+    pub const fn ingress_leg(ip: Ipv4Addr) -> Mac {
+        let [a, b, c, d] = ip.octets();
+        Mac([INGRESS_LEG[0], INGRESS_LEG[1], a, b, c, d])
+    }
+
+    /// Whether it is a MAC of [`Mac::ingress_leg`].
+    #[inline]
+    pub fn is_ingress_leg(self) -> bool {
+        self.0[..2] == INGRESS_LEG
     }
 
     /// Group bit: broadcast and multicast destinations.

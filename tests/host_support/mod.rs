@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ipnetwork::IpNetwork;
 pub use skip::skip;
 use weft::host::{
-    EndpointSpec, GsoSizes, Link, Netlink, NetworkSpec, SegmentSpec, UplinkKind, WorkloadRef,
+    BridgeRef, EndpointSpec, GsoSizes, Link, Netlink, NetworkSpec, SegmentSpec, UplinkKind,
+    WorkloadRef,
 };
 use weft::sys::netns::Netns;
 use weft::wire::Mac;
@@ -118,7 +119,7 @@ impl Place {
         EndpointSpec {
             network_netns: network.netns_path.clone(),
             id: self.id("e"),
-            segment_index: 0,
+            bridge: BridgeRef::Segment(0),
             workload: WorkloadRef::Name(workload.into()),
             netns_id: None,
             ifname: None,

@@ -47,6 +47,7 @@ const LAYERS: &[Layer] = &[
     },
     layer("host", &["wire", "sys"]),
     layer("cluster", &["wire", "tables", "model"]),
+    layer("services", &["wire", "tables", "model"]),
     layer(
         "agent",
         &[
@@ -57,6 +58,7 @@ const LAYERS: &[Layer] = &[
             "dataplane",
             "host",
             "cluster",
+            "services",
         ],
     ),
     Layer {
@@ -80,6 +82,7 @@ const LAYERS: &[Layer] = &[
             "dataplane",
             "host",
             "cluster",
+            "services",
             "agent",
             "frontend",
         ],

@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 
+use super::edge::Edge;
+use super::edge::fake::{EdgeWorld, FakeEdge};
 use super::{
     EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present, Swept,
     Underlay, Workload,
@@ -71,6 +73,7 @@ impl World {
 pub struct FakePlumbing {
     world: Mutex<World>,
     vtep: IpAddr,
+    edge: FakeEdge,
 }
 
 impl FakePlumbing {
@@ -91,6 +94,7 @@ impl FakePlumbing {
         FakePlumbing {
             world: Mutex::new(world),
             vtep,
+            edge: FakeEdge::default(),
         }
     }
 
@@ -111,7 +115,13 @@ impl FakePlumbing {
         FakePlumbing {
             world: Mutex::new(world),
             vtep: self.vtep,
+            edge: self.edge.survivor(),
         }
+    }
+
+    /// A look at, or a change of, the pretended edge.
+    pub fn edge_world(&self) -> MutexGuard<'_, EdgeWorld> {
+        self.edge.world()
     }
 
     fn verb(&self, name: &'static str) -> Outcome<MutexGuard<'_, World>> {
@@ -238,6 +248,10 @@ fn inode_of(target: &str) -> u64 {
 }
 
 impl Plumbing for FakePlumbing {
+    fn edge(&self) -> &dyn Edge {
+        &self.edge
+    }
+
     fn workload(&self, target: &str) -> Outcome<Workload> {
         let world = self.verb("workload")?;
         if world.gone.contains(target) || target.starts_with("missing") {

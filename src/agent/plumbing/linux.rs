@@ -13,6 +13,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use super::edge::Edge;
+use super::edge::linux::LinuxEdge;
 use super::{
     EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present,
     SegmentPlan, Swept, Underlay, Workload,
@@ -25,8 +27,8 @@ use crate::agent::network::{MTU_INNER_MIN, MTU_INNER_MIN_IPV6, overhead};
 use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, UplinkSource};
 use crate::dataplane::verdict::DropReason;
 use crate::host::{
-    EndpointSpec, GsoSizes, HostError, JumboSupport, NetworkSandbox, NetworkSpec, SegmentLinks,
-    SegmentSpec, UplinkKind, WorkloadRef,
+    BridgeRef, EndpointSpec, GsoSizes, HostError, JumboSupport, NetworkSandbox, NetworkSpec,
+    SegmentLinks, SegmentSpec, UplinkKind, WorkloadRef,
 };
 use crate::sys::clock::now_ns;
 use crate::sys::packet::{PacketOptions, PacketSocket};
@@ -44,6 +46,7 @@ const AGEING_S: u32 = 300;
 #[derive(Debug)]
 pub struct LinuxPlumbing {
     shared: Arc<Shared>,
+    edge: LinuxEdge,
 }
 
 struct Shared {
@@ -158,7 +161,10 @@ impl LinuxPlumbing {
             }
         });
         started.map_err(|e| ApiError::internal(format!("no thread for learning: {e}")))?;
-        Ok(LinuxPlumbing { shared })
+        let edge = LinuxEdge {
+            node: settings.node.clone(),
+        };
+        Ok(LinuxPlumbing { shared, edge })
     }
 }
 
@@ -167,7 +173,17 @@ impl LinuxPlumbing {
 /// # Errors
 /// `kernel_refused`.
 pub async fn sweep_all(run_dir: &Path) -> Outcome<Swept> {
-    sweep_but(run_dir, &HashSet::new()).await
+    let mut swept = sweep_but(run_dir, &HashSet::new()).await?;
+    let edge = LinuxEdge {
+        node: String::new(),
+    };
+    for done in edge.sweep(&run_dir.join("netns")).await {
+        match done {
+            Ok(removed) => swept.removed.extend(removed),
+            Err(error) => swept.failures.push(error.message),
+        }
+    }
+    Ok(swept)
 }
 
 async fn sweep_but(run_dir: &Path, keep: &HashSet<String>) -> Outcome<Swept> {
@@ -508,7 +524,7 @@ impl Shared {
         let spec = EndpointSpec {
             network_netns: self.netns_path(&plan.network),
             id: plan.id,
-            segment_index: plan.segment,
+            bridge: BridgeRef::Segment(plan.segment),
             workload: workload_ref(&plan.target),
             netns_id: Some(plan.netns_inode),
             ifname: plan.ifname,
@@ -529,6 +545,10 @@ impl Shared {
 }
 
 impl Plumbing for LinuxPlumbing {
+    fn edge(&self) -> &dyn Edge {
+        &self.edge
+    }
+
     fn workload(&self, target: &str) -> Outcome<Workload> {
         let reference = workload_ref(target);
         let netns = reference.open().map_err(host_error)?;
@@ -765,12 +785,12 @@ fn check_inner_mtu(plan: &NetworkPlan, outer: u32, inner: u32, overhead: u32) ->
     ))
 }
 
-fn workload_ref(target: &str) -> WorkloadRef {
+pub(super) fn workload_ref(target: &str) -> WorkloadRef {
     let Ok(reference) = WorkloadRef::from_str(target);
     reference
 }
 
-fn host_error(error: HostError) -> ApiError {
+pub(super) fn host_error(error: HostError) -> ApiError {
     let message = error.to_string();
     match error {
         HostError::NoWorkload { .. } | HostError::OtherWorkload { .. } => ApiError::new(
@@ -803,6 +823,11 @@ fn host_error(error: HostError) -> ApiError {
             ErrorCode::KernelRefused,
             message,
             "remove or rename that object, then try again",
+        ),
+        HostError::NoProgram { .. } => ApiError::new(
+            ErrorCode::KernelRefused,
+            message,
+            "install it; the agent tries again by itself",
         ),
         _ => refused(message),
     }

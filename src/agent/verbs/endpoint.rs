@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::agent::api::{AttachRequest, EndpointView};
+use crate::agent::edge::plan::backs;
 use crate::agent::endpoint::{Choice, Endpoint, Taken, check_ifname, choose};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
@@ -12,6 +15,7 @@ use crate::agent::plumbing::{EndpointPlan, Workload};
 use crate::agent::{ident, reconcile, suggest};
 use crate::cluster::gossip::ALIASES_MAX;
 use crate::tables::record::{Backing, Standing};
+use crate::wire::Mac;
 
 /// How long an attachment waits to hear what other nodes have on the network.
 const TABLE_LIMIT: Duration = Duration::from_millis(500);
@@ -46,14 +50,27 @@ impl Agent {
             .find_overlay(reference, "attach to")?
             .id
             .clone();
+        let attached = self.attach_on(&id, wish, Role::Workload).await?;
+        let workload = self.plumbing().workload(&wish.target)?;
+        self.settle_workload(workload.netns_inode).await;
+        Ok(attached)
+    }
+
+    /// Attaches to the network with this id, whoever may.
+    pub(in crate::agent) async fn attach_on(
+        &self,
+        id: &str,
+        wish: &AttachRequest,
+        role: Role,
+    ) -> Result<EndpointView, ApiError> {
         if let Some(ifname) = &wish.ifname {
             check_ifname(ifname)?;
         }
         check_names(wish)?;
         let workload = self.plumbing().workload(&wish.target)?;
         let name = endpoint_name(wish)?;
-        let _turn = self.lock_network(&id).await;
-        let network = self.live().network(&id)?.clone();
+        let _turn = self.lock_network(id).await;
+        let network = self.live().network(id)?.clone();
         let found = match self.find_or_plan(&network, &name, wish, &workload).await {
             // Who is in the way may be gone, and only not be missed yet.
             Err(_) if self.forget_gone(&network).await? => {
@@ -61,10 +78,15 @@ impl Agent {
             }
             found => found?,
         };
-        let endpoint = match found {
+        let mut endpoint = match found {
             Attachment::Exists(endpoint) => return self.plug_again(&network, endpoint).await,
             Attachment::New(endpoint) => endpoint,
         };
+        if role == Role::IngressLeg
+            && let Some(IpNetwork::V4(v4)) = endpoint.ips.first()
+        {
+            endpoint.mac = Mac::ingress_leg(v4.ip());
+        }
         let (endpoint, mtu) = match self.plug(&network, endpoint.clone()).await {
             Ok(plugged) => plugged,
             Err(error) => {
@@ -86,11 +108,51 @@ impl Agent {
         }
         self.publish(&network, &endpoint).await;
         self.emit(Event::EndpointAttached {
-            network: id,
+            network: id.to_owned(),
             endpoint: endpoint.id.clone(),
             name: endpoint.name.clone(),
         });
         Ok(self.endpoint_view(&network, &endpoint, Some(mtu)))
+    }
+
+    /// Alters what other nodes are told of an endpoint of this node: its names, and its part in its service.
+    ///
+    /// # Errors
+    /// `endpoint_not_found`, `state_not_saved`: nothing has changed then.
+    pub(in crate::agent) async fn alter_endpoint(
+        &self,
+        id: &str,
+        alter: impl FnOnce(&mut Endpoint),
+    ) -> Result<(), ApiError> {
+        let (network, before, after) = {
+            let mut live = self.live();
+            let version = live.next_version();
+            let gone = || {
+                ApiError::new(
+                    ErrorCode::EndpointNotFound,
+                    format!("endpoint {id} is gone"),
+                    "list the endpoints: weft ps",
+                )
+            };
+            let before = live.node.endpoints.get(id).cloned().ok_or_else(gone)?;
+            let network = live.network(&before.network)?.clone();
+            let mut after = before.clone();
+            alter(&mut after);
+            after.version = version;
+            live.node.endpoints.insert(id.to_owned(), after.clone());
+            (network, before, after)
+        };
+        if let Err(error) = self.save().await {
+            self.live().node.endpoints.insert(id.to_owned(), before);
+            return Err(error);
+        }
+        let settings = self.settings();
+        if let Some(cluster) = self.cluster()
+            && let Some(record) = after.record(&network, settings.vtep, &settings.node)
+        {
+            cluster.publish(record).await;
+        }
+        Ok(())
     }
 
     /// Tells other nodes of an endpoint.
@@ -252,12 +314,30 @@ impl Agent {
             ifname: wish.ifname.clone().unwrap_or_default(),
             aliases: wish.aliases.clone(),
             service: wish.service.clone().unwrap_or_default(),
-            backing: Backing {
-                weight: wish.weight.unwrap_or(1),
-                standing: Standing::Ready,
-            },
+            backing: self.first_backing(network, wish),
             created: ident::unix_nanos(),
             version: self.live().next_version(),
+        }
+    }
+
+    /// A backend that is to be checked gets no connections before it has answered once.
+    fn first_backing(&self, network: &Network, wish: &AttachRequest) -> Backing {
+        let live = self.live();
+        let checked = live.node.services.values().any(|service| {
+            let own = wish.service.as_deref().unwrap_or_default();
+            service.health.is_some()
+                && service
+                    .networks
+                    .iter()
+                    .any(|part| part.network == network.id)
+                && backs(own, &wish.aliases, &service.name)
+        });
+        Backing {
+            weight: wish.weight.unwrap_or(1),
+            standing: match checked {
+                true => Standing::Unhealthy,
+                false => Standing::Ready,
+            },
         }
     }
 
@@ -319,10 +399,26 @@ impl Agent {
             .find_overlay(network, "detach from")?
             .id
             .clone();
-        let _turn = self.lock_network(&id).await;
+        let inode = {
+            let live = self.live();
+            let network = live.network(&id)?;
+            find_endpoint(&live, network, reference)?.netns_inode
+        };
+        let detached = self.detach_on(&id, reference).await;
+        self.settle_workload(inode).await;
+        detached
+    }
+
+    /// Detaches from the network with this id, whoever may.
+    pub(in crate::agent) async fn detach_on(
+        &self,
+        id: &str,
+        reference: &str,
+    ) -> Result<String, ApiError> {
+        let _turn = self.lock_network(id).await;
         let (network, endpoint) = {
             let mut live = self.live();
-            let network = live.network(&id)?.clone();
+            let network = live.network(id)?.clone();
             let endpoint = find_endpoint(&live, &network, reference)?.clone();
             live.node.endpoints.remove(&endpoint.id);
             (network, endpoint)
@@ -336,7 +432,7 @@ impl Agent {
         }
         let done = self.unplug(&network, &endpoint).await;
         self.emit(Event::EndpointDetached {
-            network: id,
+            network: id.to_owned(),
             endpoint: endpoint.id.clone(),
             name: endpoint.name,
         });
@@ -377,6 +473,17 @@ impl Agent {
         }
         removed
     }
+}
+
+/// What an endpoint is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::agent) enum Role {
+    /// A workload that a user attaches.
+    Workload,
+    /// A backend's own endpoint on the ingress network.
+    Backend,
+    /// The node's leg on the ingress network, which brings clients' addresses along.
+    IngressLeg,
 }
 
 /// What an attach request comes to.

@@ -1,6 +1,7 @@
 //! Taking everything down: `weft reset`, and `cleanup_on_exit`.
 
 use crate::agent::api::ResetReport;
+use crate::agent::edge;
 use crate::agent::endpoint::Endpoint;
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
@@ -77,6 +78,7 @@ impl Agent {
                 }
             }
         }
+        edge::take_down(self).await;
         match self.plumbing().sweep(Keep::new()).await {
             Ok(swept) => {
                 report.swept = swept.removed;

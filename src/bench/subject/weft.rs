@@ -81,6 +81,8 @@ impl<'a> Node<'a> {
             format!("--run-dir={}", path("run")),
             format!("--state-dir={}", path("state")),
             format!("--socket={}", path("weft.sock")),
+            // A second interface is no part of what is measured.
+            "--egress=false".to_owned(),
         ];
         args.extend(workers.map(|workers| format!("--workers={workers}")));
         let exe = launcher.exe().to_string_lossy();

@@ -1,0 +1,111 @@
+//! What lies at the node's edge: workloads' way out, virtual addresses, published ports.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`state`] | what is remembered: the gateway bridge and the legs on it |
+//! | [`plan`] | what should be, from networks, services and records. Pure |
+//! | [`egress`] | the gateway bridge and workloads' legs |
+//! | [`mesh`] | the ingress namespace, and backends' endpoints on the ingress network |
+//! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
+//! | [`ports`] | published ports kept from other programs, and served on loopback |
+//! | [`proxy`] | bytes from one side to the other |
+//! | [`health`] | checks of backends |
+//!
+//! Level-triggered as reconciliation: a task compares again whenever something has changed, and every few seconds.
+
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use super::handle::Agent;
+use super::task::ended;
+
+pub mod egress;
+pub mod health;
+pub mod mesh;
+pub mod plan;
+pub mod ports;
+pub mod proxy;
+pub mod rules;
+pub mod state;
+
+/// What the edge's task keeps in mind.
+#[derive(Debug, Default)]
+pub struct Edge {
+    /// What stands in the kernel. Never held while a network's lock is asked for.
+    pub(super) applied: Mutex<rules::Applied>,
+    /// Listeners on published ports.
+    pub(super) ports: Mutex<ports::Ports>,
+    /// Checks of backends.
+    pub(super) health: Mutex<health::Checks>,
+    /// Legs that stand in the kernel.
+    pub(super) legs: Mutex<egress::Given>,
+}
+
+/// Starts the task that keeps the edge as it should be.
+pub fn spawn(agent: &Agent) {
+    let watched = agent.clone();
+    let mut changed = agent.watch_services();
+    agent.inner.tasks.spawn("edge", |mut stop| async move {
+        let mut look = Look::Everything;
+        loop {
+            settle(&watched, look).await;
+            let wait = tokio::time::timeout(COMPARE_EVERY, changed.changed());
+            look = tokio::select! {
+                () = ended(&mut stop) => break,
+                change = wait => match change {
+                    Ok(_) => Look::Changes,
+                    Err(_) => Look::Everything,
+                },
+            };
+            // Changes come in bursts; a few milliseconds gather them.
+            tokio::time::sleep(GATHER).await;
+            changed.mark_unchanged();
+        }
+        watched.inner.edge.ports.lock().await.close();
+        watched.inner.edge.health.lock().await.stop();
+    });
+}
+
+/// How closely the kernel is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// What has been made is taken to stand.
+    Changes,
+    /// What has been made is gone through again.
+    Everything,
+}
+
+/// Brings everything at the edge to what it should be.
+async fn settle(agent: &Agent, look: Look) {
+    if agent.inner.tasks.stopping() {
+        return;
+    }
+    egress::settle(agent, look).await;
+    mesh::settle(agent, look).await;
+    health::settle(agent).await;
+    ports::settle(agent).await;
+    rules::settle(agent, look).await;
+}
+
+/// Takes everything at the edge away, with nobody else at work.
+pub(super) async fn take_down(agent: &Agent) {
+    agent.inner.edge.ports.lock().await.close();
+    agent.inner.edge.health.lock().await.stop();
+    rules::take_down(agent).await;
+    egress::close(agent).await;
+    mesh::take_down(agent).await;
+}
+
+impl Agent {
+    /// Gives a workload its way out and its rules, as part of attaching it. What fails is reported in the status and tried
+    /// again: the workload is on its network all the same.
+    pub(super) async fn settle_workload(&self, netns_inode: u64) {
+        egress::settle_one(self, netns_inode).await;
+        rules::settle_one(self, netns_inode).await;
+    }
+}
+
+/// What nobody tells of is found after so long.
+const COMPARE_EVERY: Duration = Duration::from_secs(5);
+const GATHER: Duration = Duration::from_millis(5);
