@@ -26,15 +26,20 @@ use crate::wire::Mac;
 pub enum BridgeRef {
     /// That of a segment, by its index; the namespace is the network's.
     Segment(usize),
-    /// One of this name with a mark of ours, in any namespace. Its workloads do not reach each other.
-    Gateway(String),
+    /// One with a mark of ours, in any namespace.
+    Gateway {
+        /// Its name.
+        name: String,
+        /// Isolated workloads do not reach each other, but those that are not.
+        isolated: bool,
+    },
 }
 
 impl BridgeRef {
     fn name(&self) -> String {
         match self {
             BridgeRef::Segment(index) => SegmentNames::of(*index).bridge,
-            BridgeRef::Gateway(name) => name.clone(),
+            BridgeRef::Gateway { name, .. } => name.clone(),
         }
     }
 }
@@ -303,7 +308,7 @@ impl EndpointBuilder<'_> {
         let bridge = wanted(&links, &self.spec.bridge.name(), &self.spec.network_netns)?;
         let (mark, unmarked) = match self.spec.bridge {
             BridgeRef::Segment(_) => (network_mark(&links), "lo"),
-            BridgeRef::Gateway(_) => (bridge.mark(), "the bridge"),
+            BridgeRef::Gateway { .. } => (bridge.mark(), "the bridge"),
         };
         if mark.is_none() {
             return Err(HostError::Foreign {
@@ -488,7 +493,7 @@ impl EndpointBuilder<'_> {
             false => BridgePortFlags::WORKLOAD,
         };
         let flags = BridgePortFlags {
-            isolated: matches!(self.spec.bridge, BridgeRef::Gateway(_)),
+            isolated: matches!(self.spec.bridge, BridgeRef::Gateway { isolated: true, .. }),
             ..flags
         };
         if self.spec.isolate_spoofing {

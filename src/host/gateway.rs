@@ -72,6 +72,9 @@ pub struct LegSpec {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Isolated legs do not reach each other. With br_netfilter the kernel bridges what the node's rules lead from one leg
+    /// to another, so the leg that published ports lead to is not.
+    pub isolated: bool,
     /// Who makes it, a word for people.
     pub owner: String,
 }
@@ -221,7 +224,10 @@ pub async fn attach_leg(spec: &LegSpec) -> Result<Option<AttachedEndpoint>, Host
     let endpoint = EndpointSpec {
         network_netns: own_netns(),
         id: spec.id.clone(),
-        bridge: BridgeRef::Gateway(spec.bridge.clone()),
+        bridge: BridgeRef::Gateway {
+            name: spec.bridge.clone(),
+            isolated: spec.isolated,
+        },
         workload: spec.workload.clone(),
         netns_id: Some(spec.netns_id),
         ifname: None,

@@ -64,7 +64,7 @@ pub use jumbo::{JumboSupport, jumbo_support};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
-pub use nft::{RuleWatch, forget_flows, put_rules, remove_rules, rules};
+pub use nft::{RuleWatch, ensure_loopback, forget_flows, put_rules, remove_rules, rules};
 pub use rule::PolicyRule;
 pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,

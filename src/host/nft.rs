@@ -4,13 +4,14 @@
 //! before or the table after. Only our own table is ever named, so nobody else's rules are read or touched.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::Stdio;
 
 use futures_util::FutureExt;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
-use super::{HostError, faults};
+use super::{HostError, Netlink, faults};
 use crate::sys::netns::Netns;
 
 /// Name of our table, of family `inet`, in every namespace.
@@ -23,6 +24,14 @@ pub const TABLE: &str = "weft";
 pub async fn put_rules(netns: &Netns, body: &str) -> Result<(), HostError> {
     let script = format!("{}table inet {TABLE} {{\n{body}}}\n", absent());
     run(netns, &["-f", "-"], script).await.map(drop)
+}
+
+/// Takes the namespace's `lo` up: what is led to the workload itself, or refused with a reset, travels over it.
+///
+/// # Errors
+/// The kernel's reason.
+pub async fn ensure_loopback(netns: &Netns) -> Result<(), HostError> {
+    Netlink::open(netns)?.set_up("lo").await
 }
 
 /// Removes our table from `netns`; fine if it is not there.
@@ -53,26 +62,29 @@ pub async fn rules(netns: &Netns) -> Result<Option<String>, HostError> {
     }
 }
 
-/// Forgets flows to backends that are gone: those of UDP, whose next datagram then goes to another one, and those of TCP
-/// that never came to be. `sources` are the backends' addresses.
+/// Forgets flows to backends that get no more of them: those of UDP, whose next datagram then goes to another one.
+/// `gone` also lose connections that never came to be: their next attempt goes to another, too. Both are backends' addresses.
 ///
 /// # Errors
 /// [`HostError::NoProgram`] without `conntrack`; [`HostError::Rules`] with what it said.
-pub async fn forget_flows(netns: &Netns, sources: &[std::net::IpAddr]) -> Result<(), HostError> {
-    for source in sources {
+pub async fn forget_flows(
+    netns: &Netns,
+    left: &[IpAddr],
+    gone: &[IpAddr],
+) -> Result<(), HostError> {
+    const DATAGRAMS: &[&str] = &["-p", "udp"];
+    const ATTEMPTS: &[&str] = &["-p", "tcp", "--state", "SYN_SENT"];
+    let datagrams = left.iter().map(|source| (source, DATAGRAMS));
+    let attempts = gone.iter().map(|source| (source, ATTEMPTS));
+    for (source, kind) in datagrams.chain(attempts) {
         let source = source.to_string();
-        for kind in [
-            &["-p", "udp"][..],
-            &["-p", "tcp", "--state", "SYN_SENT"][..],
-        ] {
-            let mut arguments = vec!["-D"];
-            arguments.extend(kind);
-            arguments.extend(["-r", &source]);
-            match run_program(netns, "conntrack", &arguments, String::new()).await {
-                // Its way to say that there was none.
-                Err(HostError::Rules { said, .. }) if said.contains("0 flow entries") => {}
-                other => drop(other?),
-            }
+        let mut arguments = vec!["-D"];
+        arguments.extend(kind);
+        arguments.extend(["-r", &source]);
+        match run_program(netns, "conntrack", &arguments, String::new()).await {
+            // Its way to say that there was none.
+            Err(HostError::Rules { said, .. }) if said.contains("0 flow entries") => {}
+            other => drop(other?),
         }
     }
     Ok(())
@@ -228,11 +240,7 @@ mod tests {
         remove_rules(&netns).await.unwrap();
         remove_rules(&netns).await.unwrap();
         assert_eq!(rules(&netns).await.unwrap(), None);
-        forget_flows(
-            &netns,
-            &["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        )
-        .await
-        .unwrap();
+        let backends = ["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        forget_flows(&netns, &backends, &backends).await.unwrap();
     }
 }

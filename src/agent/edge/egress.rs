@@ -92,6 +92,7 @@ pub struct Given {
 struct Wanted {
     place: WorkloadPlace,
     v6: bool,
+    mesh: bool,
 }
 
 fn legs_wanted(agent: &Agent) -> Vec<Wanted> {
@@ -104,6 +105,7 @@ fn legs_wanted(agent: &Agent) -> Vec<Wanted> {
         .map(|workload: &Workload<'_>| Wanted {
             place: workload.place.clone(),
             v6: workload.has_v6(),
+            mesh: workload.is_mesh(),
         })
         .collect()
 }
@@ -163,6 +165,7 @@ async fn give_leg(agent: &Agent, given: &mut Given, wanted: &Wanted) -> Result<(
             .collect(),
         mac: v4.map_or(Mac([0x02, b'w', 0, 0, 0, 2]), Mac::from_ipv4),
         mtu: mtu(agent),
+        isolated: !wanted.mesh,
     };
     if given.legs.get(&wanted.place.netns_inode) == Some(&plan) {
         return Ok(());

@@ -150,9 +150,9 @@ async fn attach(
     backing: Backing,
 ) -> Result<(), ApiError> {
     let attached = agent.attach_on(&ingress.id, &wish, Role::Backend).await?;
-    if attached.backing == backing {
-        return Ok(());
-    }
+    // Nobody is led there before it knows the ways back.
+    let workload = agent.plumbing().workload(&wish.target)?;
+    agent.settle_workload(workload.netns_inode).await;
     agent
         .alter_endpoint(&attached.id, move |endpoint| endpoint.backing = backing)
         .await

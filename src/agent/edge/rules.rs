@@ -13,6 +13,7 @@ use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::Agent;
 use crate::agent::plumbing::edge::{Place, WorkloadPlace};
 use crate::host::EGRESS_MARK;
+use crate::services::balance::Target;
 use crate::services::rules::{self, Gateway};
 
 /// What stands in the kernel.
@@ -50,8 +51,8 @@ struct Wanted {
     body: String,
     /// How to write them with rounds beginning elsewhere.
     make: Option<Recipe>,
-    /// Backends that get connections from here.
-    backends: BTreeSet<IpAddr>,
+    /// Backends, and whether they get connections from here.
+    backends: BTreeMap<IpAddr, bool>,
     /// The interface that answers go back by, and the ways by mark.
     back: Option<(String, Vec<(u32, IpAddr)>)>,
 }
@@ -73,17 +74,18 @@ impl Recipe {
         }
     }
 
-    fn backends(&self) -> BTreeSet<IpAddr> {
-        let used = |target: &&crate::services::balance::Target| target.share > 0;
+    /// Every backend, and whether it gets connections.
+    fn backends(&self) -> BTreeMap<IpAddr, bool> {
+        let with_use = |target: &Target| (target.ip, target.share > 0);
         match self {
-            Recipe::Node(..) => BTreeSet::new(),
+            Recipe::Node(..) => BTreeMap::new(),
             Recipe::Mesh(_, _, ports) => {
                 let targets = ports.iter().flat_map(|port| &port.targets);
-                targets.filter(used).map(|target| target.ip).collect()
+                targets.map(with_use).collect()
             }
             Recipe::Workload(vips, _) => {
                 let targets = vips.iter().flat_map(|vip| &vip.targets);
-                targets.filter(used).map(|target| target.ip).collect()
+                targets.map(with_use).collect()
             }
         }
     }
@@ -258,10 +260,12 @@ async fn put(
             },
         });
     }
-    let lost: Vec<IpAddr> = before.map_or_else(Vec::new, |before| {
-        let lost = before.backends.difference(&wanted.backends);
-        lost.copied().collect()
-    });
+    let before = before.map(|before| before.backends).unwrap_or_default();
+    let used_before = before.iter().filter(|(_, used)| **used).map(|(ip, _)| *ip);
+    let left = used_before.filter(|ip| wanted.backends.get(ip) != Some(&true));
+    let left: Vec<IpAddr> = left.collect();
+    let gone = before.keys().filter(|ip| !wanted.backends.contains_key(ip));
+    let gone: Vec<IpAddr> = gone.copied().collect();
     applied.turn = applied.turn.wrapping_add(1);
     let turn = applied.turn.wrapping_mul(TURN_STEP) ^ turn_of(place);
     let body = wanted
@@ -269,9 +273,7 @@ async fn put(
         .as_ref()
         .map_or_else(String::new, |recipe| recipe.body(turn));
     edge.put_rules(place, &body).await?;
-    if !lost.is_empty() {
-        edge.forget_flows(place, &lost).await?;
-    }
+    edge.forget_flows(place, &left, &gone).await?;
     let told = edge.rules(place).await?;
     let watch = match applied.places.get_mut(place) {
         Some(standing) => standing.watch.take(),

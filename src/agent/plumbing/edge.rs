@@ -49,6 +49,8 @@ pub struct LegPlan {
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Isolated legs do not reach each other, but those that are not.
+    pub isolated: bool,
 }
 
 /// A workload's namespace, as the user named it, with the inode it must have.
@@ -101,11 +103,12 @@ pub trait Edge: Send + Sync + std::fmt::Debug + 'static {
     /// Tells whenever anybody changes rules there; ends when that cannot be told any more.
     fn watch_rules(&self, place: &Place) -> Outcome<BoxStream<'static, ()>>;
 
-    /// Forgets flows of datagrams to these backends, and connections to them that never came to be.
+    /// Forgets flows of datagrams to backends that were left, and to those gone connections that never came to be.
     fn forget_flows<'a>(
         &'a self,
         place: &'a Place,
-        backends: &'a [IpAddr],
+        left: &'a [IpAddr],
+        gone: &'a [IpAddr],
     ) -> BoxFuture<'a, Outcome<()>>;
 
     /// Where a workload's packets with these marks go: by the gateway beside the mark, through its interface `ifname`.

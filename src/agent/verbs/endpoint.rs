@@ -87,6 +87,10 @@ impl Agent {
         {
             endpoint.mac = Mac::ingress_leg(v4.ip());
         }
+        if role == Role::Backend {
+            // Ready only with rules that bring answers back.
+            endpoint.backing.standing = Standing::Unhealthy;
+        }
         let (endpoint, mtu) = match self.plug(&network, endpoint.clone()).await {
             Ok(plugged) => plugged,
             Err(error) => {

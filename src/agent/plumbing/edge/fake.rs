@@ -122,9 +122,11 @@ impl Edge for FakeEdge {
     fn forget_flows<'a>(
         &'a self,
         place: &'a Place,
-        backends: &'a [IpAddr],
+        left: &'a [IpAddr],
+        gone: &'a [IpAddr],
     ) -> BoxFuture<'a, Outcome<()>> {
-        let forgotten = backends.iter().map(|backend| (place.clone(), *backend));
+        let _attempts = gone;
+        let forgotten = left.iter().map(|backend| (place.clone(), *backend));
         self.world().forgotten.extend(forgotten);
         ready(Ok(())).boxed()
     }

@@ -112,6 +112,7 @@ impl Edge for LinuxEdge {
                 gateways: plan.gateways,
                 mac: plan.mac,
                 mtu: plan.mtu,
+                isolated: plan.isolated,
                 owner: self.node.clone(),
             };
             let leg = host::attach_leg(&spec).await.map_err(host_error)?;
@@ -139,7 +140,13 @@ impl Edge for LinuxEdge {
                 true => host::remove_rules(&netns).await,
                 false => host::put_rules(&netns, body).await,
             };
-            done.map_err(host_error)
+            done.map_err(host_error)?;
+            match place {
+                Place::Workload(_) if !body.is_empty() => {
+                    host::ensure_loopback(&netns).await.map_err(host_error)
+                }
+                _ => Ok(()),
+            }
         }
         .boxed()
     }
@@ -159,11 +166,12 @@ impl Edge for LinuxEdge {
     fn forget_flows<'a>(
         &'a self,
         place: &'a Place,
-        backends: &'a [IpAddr],
+        left: &'a [IpAddr],
+        gone: &'a [IpAddr],
     ) -> BoxFuture<'a, Outcome<()>> {
         async move {
             let netns = open(place)?;
-            host::forget_flows(&netns, backends)
+            host::forget_flows(&netns, left, gone)
                 .await
                 .map_err(host_error)
         }
