@@ -546,4 +546,7 @@ pub struct ResetReport {
     /// What could not be removed, and why.
     #[serde(default)]
     pub failures: Vec<String>,
+    /// As what it was part of a cluster, which has not been told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }

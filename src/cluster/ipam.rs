@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use self::space::Space;
-use super::manager::command::{BlockRef, BlockUse};
+use super::manager::command::{BlockRef, BlockUse, Command};
 use super::manager::ids::NodeId;
 use super::manager::reply::Granted;
 use super::manager::watch::Replica;
@@ -167,6 +167,52 @@ pub enum Action {
     /// Note what is in use; then call [`Ipam::reported`]. With nothing to note, it asks for a word that the
     /// leases still hold: any answer to a change is one, for it comes from a majority.
     Report(Vec<BlockUse>),
+}
+
+impl Action {
+    /// What a node asks the managers for this with.
+    pub fn command(&self, node: NodeId, epoch: u64) -> Command {
+        match self.clone() {
+            Action::Lease {
+                network,
+                subnet,
+                count,
+            } => Command::LeaseBlocks {
+                node,
+                epoch,
+                network,
+                subnet: Some(subnet),
+                count,
+            },
+            Action::Release {
+                blocks,
+                rested,
+                fence,
+            } => Command::ReleaseBlocks {
+                node,
+                epoch,
+                blocks,
+                rested,
+                fence,
+            },
+            Action::ReleaseAddresses {
+                network,
+                addresses,
+                fence,
+            } => Command::ReleaseAddresses {
+                node,
+                epoch,
+                network,
+                addresses,
+                fence,
+            },
+            Action::Report(blocks) => Command::ReportUse {
+                node,
+                epoch,
+                blocks,
+            },
+        }
+    }
 }
 
 /// An endpoint whose address is no longer the node's: it has to be detached.

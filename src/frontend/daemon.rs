@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::http;
 use crate::agent::api::config::{LogFormat, Merged, Settings};
 use crate::agent::api::{Agent, ApiError, ErrorCode, ResetReport};
+use crate::agent::cluster::files::ClusterFiles;
 use crate::agent::plumbing::Plumbing;
 use crate::agent::preflight;
 
@@ -282,6 +283,7 @@ pub fn reset_without_agent(merged: &Merged) -> Result<ResetReport, ApiError> {
     Ok(ResetReport {
         swept: swept.removed,
         failures: swept.failures,
+        member: ClusterFiles::of(&state_dir).give_up()?,
         ..ResetReport::default()
     })
 }

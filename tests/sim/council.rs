@@ -11,10 +11,13 @@ use weft::cluster::manager::command::{
     Actor, Authority, COMMAND_VERSION, Command, Envelope, InitCluster, NodeWish, Settings, Stamp,
     TokenWish,
 };
+use weft::cluster::manager::gate::{self, Peer};
 use weft::cluster::manager::ids::{Digest, Key, NodeId, RequestId, Role, SecretText, VerifyKey};
 use weft::cluster::manager::reply::Outcome;
+use weft::cluster::manager::rpc::Request;
 use weft::cluster::manager::state::State;
 use weft::cluster::manager::watch::{Change, Delta, History, Replica, Update};
+use weft::cluster::pki::NodeName;
 use weft::model::ident;
 use weft::model::network::Network;
 use weft::model::request::{CreateNetwork, IpamConfigRequest};
@@ -25,6 +28,7 @@ use crate::authority::{key_of, vtep_of};
 pub const RECLAIM_MS: u64 = 60_000;
 /// How long addresses rest.
 pub const QUARANTINE_MS: u64 = 20_000;
+const CLUSTER: u128 = 5;
 const SECRET: Digest = Digest::from_bytes([0xee; 32]);
 
 /// What was sent to the managers.
@@ -105,7 +109,7 @@ impl Council {
             ..Settings::default()
         };
         let init = InitCluster {
-            cluster: ident::id_from_bits(5),
+            cluster: ident::id_from_bits(CLUSTER),
             seed: 3,
             settings,
             authority: Authority {
@@ -185,6 +189,7 @@ impl Council {
             changes: applied.changes.clone(),
         };
         self.truth.take(Update::Deltas(vec![delta]));
+        let done = applied.outcome.is_ok() && !applied.changes.is_empty();
         self.history.push(self.revision, applied.changes);
         if self.revision.is_multiple_of(16) {
             let snapshot = self.state.to_snapshot();
@@ -192,7 +197,7 @@ impl Council {
             assert!(read == self.state, "a snapshot is not what it was made of");
         }
         self.check();
-        self.excuse(&proposal.command, applied.outcome.is_ok(), now_us);
+        self.excuse(&proposal.command, done, now_us);
         applied.outcome
     }
 
@@ -286,6 +291,24 @@ impl Council {
 
     pub fn is_due(&self, now_us: u64) -> bool {
         self.state.is_due(self.stamp(now_us))
+    }
+
+    /// Whether the production gate refuses what a node asks. A node that was removed before it had followed at all
+    /// learns of it in no other way: a snapshot does not name those who are gone.
+    pub fn turns_away(&self, node: NodeId) -> bool {
+        let known = self.truth.nodes.get(&node);
+        let name = NodeName {
+            cluster: ident::id_from_bits(CLUSTER),
+            node,
+            role: known.map_or(Role::Worker, |node| node.role),
+        };
+        let certificate = Digest::from_bytes([node.bits() as u8; 32]);
+        let question = Request::Watch {
+            after: 0,
+            wait_ms: 0,
+        };
+        let peer = Peer::Node { name, certificate };
+        gate::permit(&self.state, &peer, &question).is_err()
     }
 
     /// What a follower at `revision` gets from a manager that may be behind.

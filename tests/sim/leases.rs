@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::chaos;
+use crate::chaos::{self, Healed};
 use crate::council::{Council, Proposal};
 use crate::network::Weather;
 use crate::world::{Node, World};
@@ -17,8 +17,8 @@ fn lease_seeds() {
     chaos::for_seeds("leases", run);
 }
 
-/// One seed; returns how long it took to heal, milliseconds.
-fn run(seed: u64) -> f64 {
+/// One seed.
+fn run(seed: u64) -> Healed {
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed ^ 0x1ea5_e5ed);
     let count = rng.random_range(2..=4);
     let mut world = World::new(seed, count);
@@ -84,11 +84,18 @@ fn heal(world: &mut World) {
     }
 }
 
-fn settle(world: &mut World, when: &str) -> f64 {
-    let settled = world.run_until(SETTLED_MS, |world| {
-        world.is_settled() && world.agrees() && world.whole() && world.compare().is_ok()
+fn settle(world: &mut World, when: &str) -> Healed {
+    let right = |world: &World| world.agrees() && world.compare().is_ok();
+    let tables = world.run_until(SETTLED_MS, right);
+    let left_ms = SETTLED_MS - tables.map_or(SETTLED_MS, |ms| ms as u64);
+    let rest = world.run_until(left_ms, |world| {
+        right(world) && world.is_settled() && world.whole()
     });
-    settled.unwrap_or_else(|| {
+    let healed = tables.zip(rest).map(|(tables_ms, rest_ms)| Healed {
+        tables_ms,
+        all_ms: tables_ms + rest_ms,
+    });
+    healed.unwrap_or_else(|| {
         world.fail(&format!(
             "no peace {when}: settled {}, agrees {}, whole {}, {:?}",
             world.is_settled(),

@@ -715,6 +715,7 @@ fn delete_from_right_table() {
 #[test]
 fn no_lock_inversion() {
     let (mut writer, tables, segment) = tables();
+    let kept = tables.view();
     let (done, finished) = std::sync::mpsc::channel();
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let ordering = std::sync::atomic::Ordering::Relaxed;
@@ -755,4 +756,5 @@ fn no_lock_inversion() {
         let ended = finished.recv_timeout(std::time::Duration::from_secs(60));
         ended.expect("writer or readers wait for each other");
     }
+    assert_eq!(kept.snapshot.vteps.len(), 0, "it is as it was");
 }

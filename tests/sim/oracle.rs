@@ -34,8 +34,13 @@ pub struct Ledger {
     states: BTreeMap<(NodeNumber, String, Version), Vec<String>>,
     /// Whether the managers may say that a node takes part no more, and then that it does: its log goes and comes.
     pub logs_go: bool,
-    /// What its owner has deleted and not published again.
-    deleted: BTreeSet<Place>,
+    /// How far each owner has numbered what it wrote, in all networks together.
+    top: BTreeMap<NodeNumber, Version>,
+    /// When owners took endpoints back: whatever they had written of one until then is at this version or below,
+    /// whatever they write later is above.
+    ended: BTreeMap<Place, BTreeSet<Version>>,
+    /// What owners do not show themselves because the managers, as far as they know, do not allow it.
+    hidden: BTreeSet<Place>,
 }
 
 fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
@@ -46,17 +51,55 @@ fn state(records: &[Arc<EndpointRecord>]) -> Vec<String> {
 
 impl Ledger {
     pub fn wrote(&mut self, owner: NodeNumber, record: &EndpointRecord) {
-        let place = (owner, record.network.clone(), record.endpoint.clone());
-        self.deleted.remove(&place);
         self.written
-            .entry(place)
+            .entry(key_of(owner, record))
             .or_default()
             .insert(content(record));
     }
 
-    pub fn deleted(&mut self, owner: NodeNumber, network: &str, endpoint: &str) {
-        let place = (owner, network.to_owned(), endpoint.to_owned());
-        self.deleted.insert(place);
+    /// What an owner's own view tells of its own records: what it does not show any more it has taken back, unless that
+    /// is the managers' word. To be called before [`Ledger::stands`] tells of what it has written at the same moment.
+    pub fn own_event(&mut self, me: NodeNumber, event: &Event) {
+        match event {
+            Event::Unauthorised { owner, record, .. } if *owner == me => {
+                self.hidden.insert(key_of(me, record));
+            }
+            Event::Upsert { owner, record, .. } if *owner == me => {
+                self.hidden.remove(&key_of(me, record));
+            }
+            Event::Remove { owner, record } if *owner == me => {
+                let place = key_of(me, record);
+                if !self.hidden.contains(&place) {
+                    let top = self.top.get(&me).copied().unwrap_or_default();
+                    self.ended.entry(place).or_default().insert(top);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// An epoch of an owner is over: what it does not wish to keep has ended with it at the latest.
+    pub fn epoch_ended(
+        &mut self,
+        owner: NodeNumber,
+        epoch: u64,
+        wishes: &BTreeMap<(String, String), EndpointRecord>,
+    ) {
+        let counter = u64::MAX;
+        let places = self.written.keys().filter(|place| place.0 == owner);
+        for place in places {
+            let (_, network, endpoint) = place.clone();
+            if !wishes.contains_key(&(network, endpoint)) {
+                let ended = self.ended.entry(place.clone()).or_default();
+                ended.insert(Version { epoch, counter });
+            }
+        }
+    }
+
+    /// When an endpoint's owner took back what it had written at this version, if it has.
+    fn end_of(&self, place: &Place, written: Version) -> Option<Version> {
+        let ends = self.ended.get(place)?;
+        ends.range(written..).next().copied()
     }
 
     /// Where an owner's log is and what it says there.
@@ -67,6 +110,8 @@ impl Ledger {
         at: Version,
         records: &[Arc<EndpointRecord>],
     ) {
+        let top = self.top.entry(owner).or_default();
+        *top = at.max(*top);
         let place = (owner, network.to_owned(), at);
         self.states.entry(place).or_insert_with(|| state(records));
     }
@@ -84,8 +129,7 @@ impl Ledger {
     }
 
     fn has(&self, owner: NodeNumber, record: &EndpointRecord) -> bool {
-        let place = (owner, record.network.clone(), record.endpoint.clone());
-        let contents = self.written.get(&place);
+        let contents = self.written.get(&key_of(owner, record));
         contents.is_some_and(|contents| contents.contains(&content(record)))
     }
 }
@@ -101,8 +145,9 @@ pub struct Mirror {
     pub suspended: BTreeSet<NodeNumber>,
     /// The last version of each record that was shown.
     last: BTreeMap<Place, Version>,
-    /// What was removed after its owner had deleted it.
-    gone: BTreeSet<Place>,
+    /// What was removed after its owner had taken it back, and when that was: nothing it wrote before may be shown
+    /// again.
+    gone: BTreeMap<Place, Version>,
     /// What its owner may not publish, as the managers say.
     hidden: BTreeSet<Place>,
 }
@@ -132,9 +177,9 @@ impl Mirror {
                     return Err(format!("{replaced:?} was not what was shown"));
                 }
                 let place = key_of(*owner, record);
-                if ledger.is_some_and(|l| l.deleted.contains(&place)) && self.gone.contains(&place)
-                {
-                    return Err(format!("{record:?} is back although it was deleted"));
+                self.hidden.remove(&place);
+                if let Some(end) = self.gone.get(&place).filter(|end| record.version <= **end) {
+                    return Err(format!("{record:?} is back, deleted at {end:?}"));
                 }
                 let last = self.last.entry(place).or_default();
                 let again = ledger.is_some_and(|ledger| ledger.logs_go) && record.version == *last;
@@ -155,8 +200,9 @@ impl Mirror {
                 if hidden {
                     self.last.remove(&place);
                 }
-                if !hidden && ledger.is_some_and(|ledger| ledger.deleted.contains(&place)) {
-                    self.gone.insert(place);
+                let end = ledger.and_then(|ledger| ledger.end_of(&place, record.version));
+                if let Some(end) = end.filter(|_| !hidden) {
+                    self.gone.insert(place, end);
                 }
             }
             Event::Suspend(node) => {
@@ -177,6 +223,6 @@ impl Mirror {
     /// The node left a network: it may see old versions again after it joins.
     pub fn forget(&mut self, network: &str) {
         self.last.retain(|(_, other, _), _| other != network);
-        self.gone.retain(|(_, other, _)| other != network);
+        self.gone.retain(|(_, other, _), _| other != network);
     }
 }

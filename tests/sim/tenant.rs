@@ -125,12 +125,7 @@ impl World {
         let verified = std::rc::Rc::clone(&self.managers.verified);
         if !kept_state {
             let node = &mut self.nodes[index];
-            let wishes = std::mem::take(&mut node.wishes);
-            for (network, endpoint) in wishes.into_keys() {
-                self.ledger
-                    .deleted(self.nodes[index].id, &network, &endpoint);
-            }
-            let node = &mut self.nodes[index];
+            node.wishes.clear();
             node.networks.clear();
             node.known = None;
             node.tenant = None;
@@ -190,50 +185,7 @@ impl World {
             if self.tenant(index).has(&then) {
                 continue;
             }
-            let command = match action {
-                Action::Lease {
-                    network,
-                    subnet,
-                    count,
-                } => {
-                    let subnet = Some(subnet);
-                    Command::LeaseBlocks {
-                        node,
-                        epoch,
-                        network,
-                        subnet,
-                        count,
-                    }
-                }
-                Action::Release {
-                    blocks,
-                    rested,
-                    fence,
-                } => Command::ReleaseBlocks {
-                    node,
-                    epoch,
-                    blocks,
-                    rested,
-                    fence,
-                },
-                Action::ReleaseAddresses {
-                    network,
-                    addresses,
-                    fence,
-                } => Command::ReleaseAddresses {
-                    node,
-                    epoch,
-                    network,
-                    addresses,
-                    fence,
-                },
-                Action::Report(blocks) => Command::ReportUse {
-                    node,
-                    epoch,
-                    blocks,
-                },
-            };
-            self.ask(index, command, then);
+            self.ask(index, action.command(node, epoch), then);
         }
         self.duties(index);
     }
@@ -449,6 +401,7 @@ impl World {
             .as_ref()
             .expect("the run has leases");
         let revision = known.replica.revision;
+        let me = id_of(self.nodes[index].id.0);
         // A manager that is behind tells a little at a time.
         let max = *[1, 2, 100].choose(&mut self.rng).unwrap_or(&1);
         if let Some(delay) = self.way(index) {
@@ -456,6 +409,12 @@ impl World {
                 let council = world.council.as_ref().expect("the run has managers");
                 // Whoever is not in touch with a quorum confirms nothing.
                 if !council.quorum {
+                    return;
+                }
+                if council.turns_away(me) {
+                    if let Some(delay) = world.way(index) {
+                        world.call(delay, move |world| world.turned_away(index, epoch));
+                    }
                     return;
                 }
                 let update = council.update_after(revision, max);
@@ -469,6 +428,12 @@ impl World {
                 world.tenant(index).watching = false;
             }
         });
+    }
+
+    fn turned_away(&mut self, index: usize, epoch: u64) {
+        if self.runs(index, epoch) && !self.nodes[index].paused {
+            self.retire(index);
+        }
     }
 
     fn learn(&mut self, index: usize, epoch: u64, update: Update) {
@@ -538,10 +503,11 @@ impl World {
         let node = &self.nodes[index];
         let started = node.tenant.as_ref().is_some_and(|t| t.started);
         let council = self.council.as_mut().expect("the run has managers");
-        let caught_up = node
-            .known
-            .as_ref()
-            .is_some_and(|known| same(&known.replica, &council.truth));
+        let known = node.known.as_ref().map(|known| &known.replica);
+        let caught_up = known.is_some_and(|replica| {
+            excused.is_none_or(|(revision, _)| replica.revision >= revision)
+                && same(replica, &council.truth)
+        });
         if started && caught_up {
             council.taken_from.remove(&me);
         }
@@ -550,12 +516,10 @@ impl World {
         self.check_uses();
     }
 
-    /// The cluster has removed the node, and it has heard of it.
+    /// The cluster has removed the node, and it has heard of it: it goes, as its operator is told to make it.
     fn retire(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        for (network, endpoint) in std::mem::take(&mut node.wishes).into_keys() {
-            self.ledger.deleted(node.id, &network, &endpoint);
-        }
+        self.nodes[index].wishes.clear();
+        self.end_epoch(index);
         self.tenant(index).removed = true;
         self.crash(index);
     }
@@ -654,8 +618,9 @@ impl World {
         let (id, now_us) = (self.network_id(network), self.now_us);
         let held = self.truth_holds(index, &id, address);
         let council = self.council.as_mut().expect("the run has managers");
-        let rests = |(_, at): &(u64, u64)| now_us - at < QUARANTINE_MS * 1_000;
-        if !held && !council.taken_from.get(&me).is_some_and(rests) {
+        // A node that was removed while it was away trusts its leases for as long as if nobody answered.
+        let trusts = |(_, at): &(u64, u64)| now_us - at < QUARANTINE_MS.max(RECLAIM_MS / 2) * 1_000;
+        if !held && !council.taken_from.get(&me).is_some_and(trusts) {
             self.fail(&format!("{me} gives {address} out, which it does not hold"));
         }
         let council = self.council.as_mut().expect("the run has managers");

@@ -225,6 +225,7 @@ impl World {
     pub fn boot(&mut self, index: usize) {
         let clock = self.clock_of(index);
         let seed = self.rng.random();
+        self.end_epoch(index);
         self.nodes[index].epoch += 1;
         let members = self.fresh_membership(index, seed);
         let node = &mut self.nodes[index];
@@ -255,6 +256,12 @@ impl World {
         node.member_wake_us = None;
         self.pump(index);
         self.tend(index);
+    }
+
+    /// What a node does not wish to publish any more is over with the epoch of its agent.
+    pub fn end_epoch(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        self.ledger.epoch_ended(node.id, node.epoch, &node.wishes);
     }
 
     /// Tells a node of all others, as its seeds would, and them of it.
@@ -347,6 +354,8 @@ impl World {
         if let Some(agent) = &mut node.agent {
             agent.gossip.leave(network);
             self.pump(index);
+            // Also of a paused agent: what goes with the network goes before it is forgotten.
+            self.read(index);
             if let Some(agent) = &mut self.nodes[index].agent {
                 agent.mirror.forget(network);
             }
@@ -409,10 +418,6 @@ impl World {
     pub fn withdraw(&mut self, index: usize, network: &str, endpoint: &str) {
         let node = &mut self.nodes[index];
         node.wishes.remove(&(network.into(), endpoint.into()));
-        // Where owners leave networks and join them again, a log may go for other reasons than a deletion.
-        if self.council.is_some() {
-            self.ledger.deleted(node.id, network, endpoint);
-        }
         if let Some(agent) = &mut node.agent {
             agent.gossip.withdraw(network, endpoint);
         }
@@ -577,6 +582,7 @@ impl World {
         if self.strict {
             let mut touched: BTreeSet<(NodeNumber, String)> = BTreeSet::new();
             for event in &events {
+                self.ledger.own_event(id, event);
                 if let Event::Upsert { owner, record, .. } | Event::Remove { owner, record } = event
                 {
                     touched.insert((*owner, record.network.clone()));

@@ -185,6 +185,19 @@ impl ClusterFiles {
         }
     }
 
+    /// Forgets everything with no word to the managers; returns as what the node was part of a cluster.
+    ///
+    /// # Errors
+    /// `path_unusable`.
+    pub fn give_up(&self) -> Result<Option<String>, ApiError> {
+        let member = match self.enrolment() {
+            Ok(enrolment) => enrolment.map(|e| format!("node {} of cluster {}", e.node, e.cluster)),
+            Err(_) => Some("a node of a cluster that its damaged files do not name".into()),
+        };
+        self.remove()?;
+        Ok(member)
+    }
+
     fn load<T: DeserializeOwned>(&self, name: &str, format: &str) -> Result<Option<T>, Unreadable> {
         let bytes = match fs::read(self.dir.join(name)) {
             Ok(bytes) => bytes,
@@ -306,5 +319,23 @@ mod tests {
         let error = files.enrolment().unwrap_err();
         assert_eq!(error.code, ErrorCode::StoreDamaged, "{error}");
         assert_eq!(files.replica(), Replica::default());
+    }
+
+    #[test]
+    fn a_part_that_is_given_up_leaves_nothing_and_says_what_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ClusterFiles::of(dir.path());
+        assert_eq!(files.give_up().unwrap(), None);
+        files.save_enrolment(&enrolment()).unwrap();
+        fs::write(files.store(), "the managers' log").unwrap();
+        let said = files.give_up().unwrap().unwrap();
+        assert_eq!(said, format!("node {} of cluster c", enrolment().node));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+
+        files.save_enrolment(&enrolment()).unwrap();
+        fs::write(dir.path().join(DIR).join(NODE), "nonsense").unwrap();
+        let said = files.give_up().unwrap().unwrap();
+        assert!(said.contains("damaged"), "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

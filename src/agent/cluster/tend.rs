@@ -16,7 +16,7 @@ use crate::cluster::ipam::Action;
 use crate::cluster::manager::command::{Command, NodeStatus};
 use crate::cluster::manager::ids::Role;
 use crate::cluster::manager::nodes::Node;
-use crate::cluster::manager::reply::{Outcome, Refusal};
+use crate::cluster::manager::reply::{Outcome, Refusal, Reply};
 use crate::cluster::manager::rpc::{Answer, Request};
 use crate::cluster::member::Liveness;
 use crate::cluster::node::NodeNumber;
@@ -248,89 +248,34 @@ async fn lease(agent: &Agent, cluster: &Cluster) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Asks for one thing and takes the answer in. That there are no blocks to lease ahead is no trouble yet.
 async fn carry_out(agent: &Agent, cluster: &Cluster, action: Action) -> Result<(), ApiError> {
-    let (node, epoch) = (cluster.me, cluster.epoch);
-    let command = match action.clone() {
-        Action::Lease {
-            network,
-            subnet,
-            count,
-        } => {
-            return lease_ahead(agent, cluster, &network, subnet, count).await;
-        }
-        Action::Release {
-            blocks,
-            rested,
-            fence,
-        } => Command::ReleaseBlocks {
-            node,
-            epoch,
-            blocks,
-            rested,
-            fence,
-        },
-        Action::ReleaseAddresses {
-            network,
-            addresses,
-            fence,
-        } => Command::ReleaseAddresses {
-            node,
-            epoch,
-            network,
-            addresses,
-            fence,
-        },
-        Action::Report(blocks) => Command::ReportUse {
-            node,
-            epoch,
-            blocks,
-        },
-    };
+    let command = action.command(cluster.me, cluster.epoch);
     let outcome = agent.propose(cluster, command).await?;
     note_refused(agent, cluster, &outcome);
-    let mut live = agent.live();
-    let Some(ipam) = live.node.ipam.as_mut() else {
+    let Ok(reply) = outcome else {
         return Ok(());
     };
-    if outcome.is_ok() {
-        match action {
-            Action::Release { blocks, fence, .. } => ipam.released(&blocks, fence),
-            Action::ReleaseAddresses {
-                network, addresses, ..
-            } => {
-                ipam.addresses_released(&network, &addresses);
-            }
-            Action::Report(blocks) => ipam.reported(&blocks),
-            Action::Lease { .. } => {}
-        }
-    }
-    Ok(())
-}
-
-/// Leases blocks before the last address is gone. That there are none is no trouble yet.
-async fn lease_ahead(
-    agent: &Agent,
-    cluster: &Cluster,
-    network: &str,
-    subnet: ipnetwork::IpNetwork,
-    count: u32,
-) -> Result<(), ApiError> {
-    let command = Command::LeaseBlocks {
-        node: cluster.me,
-        epoch: cluster.epoch,
-        network: network.to_owned(),
-        subnet: Some(subnet),
-        count,
-    };
-    let outcome = agent.propose(cluster, command).await?;
-    note_refused(agent, cluster, &outcome);
     let mut live = agent.live();
-    let found = live.node.catalog.networks.get(network);
-    let found = found.and_then(|n| n.subnets().find(|s| s.prefix == subnet).cloned());
-    if let Ok(crate::cluster::manager::reply::Reply::Blocks(granted)) = outcome
-        && let (Some(subnet), Some(ipam)) = (found, live.node.ipam.as_mut())
-    {
-        granted.iter().for_each(|one| ipam.add_block(one, &subnet));
+    let node = &mut live.node;
+    let Some(ipam) = node.ipam.as_mut() else {
+        return Ok(());
+    };
+    match action {
+        Action::Lease {
+            network, subnet, ..
+        } => {
+            let network = node.catalog.networks.get(&network);
+            let subnet = network.and_then(|n| n.subnets().find(|s| s.prefix == subnet));
+            if let (Reply::Blocks(granted), Some(subnet)) = (reply, subnet) {
+                granted.iter().for_each(|one| ipam.add_block(one, subnet));
+            }
+        }
+        Action::Release { blocks, fence, .. } => ipam.released(&blocks, fence),
+        Action::ReleaseAddresses {
+            network, addresses, ..
+        } => ipam.addresses_released(&network, &addresses),
+        Action::Report(blocks) => ipam.reported(&blocks),
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub use authority::{Authority, PublicKey, Signer, SigningKey, Unauthorised};
 pub use counters::Counters;
 pub use entry::{ALIASES_MAX, PublishError};
 use entry::{CLUSTER, Entry, Key};
-use log::Delta;
+use log::{Delta, OwnerLog};
 use message::Tag;
 use own::Own;
 use pace::{Bucket, Chance, Clock};
@@ -294,6 +294,7 @@ impl Gossip {
             self.remove_log(tag, node);
             if let Some(replica) = self.replicas.get_mut(&tag) {
                 replica.takers.remove(&node);
+                replica.forget_aside(node, FOR_GOOD);
             }
         }
         self.peers.remove(&node);
@@ -310,9 +311,10 @@ impl Gossip {
     /// The managers' state changed: every node and record is judged anew.
     pub fn authority_changed(&mut self, now_ms: u64, authority: &dyn Authority) {
         self.clock.set(now_ms);
-        let logs =
-            |replica: &Replica| -> Vec<NodeNumber> { replica.logs().keys().copied().collect() };
-        let nodes: BTreeSet<NodeNumber> = self.replicas.values().flat_map(logs).collect();
+        let owners = |r: &Replica| -> Vec<NodeNumber> {
+            r.logs().keys().chain(r.aside().keys()).copied().collect()
+        };
+        let nodes: BTreeSet<NodeNumber> = self.replicas.values().flat_map(owners).collect();
         for node in nodes {
             if node == self.config.node {
                 continue;
@@ -322,9 +324,12 @@ impl Gossip {
                 continue;
             }
             let networks = self.replicas.values().filter(|r| &*r.id != CLUSTER);
-            let out = networks.filter(|r| !authority.takes_part(node, &r.id));
-            for tag in out.map(|r| r.tag).collect::<Vec<_>>() {
-                self.remove_log(tag, node);
+            let networks = networks.map(|r| (r.tag, authority.takes_part(node, &r.id)));
+            for (tag, takes_part) in networks.collect::<Vec<_>>() {
+                match takes_part {
+                    true => self.bring_back(tag, node, authority),
+                    false => self.put_aside(tag, node),
+                }
             }
         }
         let replicas = &self.replicas;
@@ -402,7 +407,8 @@ impl Gossip {
 
     /// Bytes of chunks and number of entries that are held, all networks together.
     pub fn size(&self) -> (usize, usize) {
-        let logs = self.replicas.values().flat_map(|r| r.logs().values());
+        let replicas = self.replicas.values();
+        let logs = replicas.flat_map(|r| r.logs().values().chain(r.aside().values()));
         logs.fold((0, 0), |(bytes, entries), log| {
             (bytes + log.bytes(), entries + log.entries().len())
         })
@@ -439,19 +445,51 @@ impl Gossip {
     }
 
     /// Takes a log out of a network, and its records out of the view.
-    fn remove_log(&mut self, tag: Tag, owner: NodeNumber) {
-        let Some(replica) = self.replicas.get_mut(&tag) else {
-            return;
-        };
+    fn take_log(&mut self, tag: Tag, owner: NodeNumber) -> Option<OwnerLog> {
+        let replica = self.replicas.get_mut(&tag)?;
         let id = Arc::clone(&replica.id);
-        let Some(log) = replica.remove(owner) else {
-            return;
-        };
+        let log = replica.remove(owner)?;
         for key in log.entries().keys() {
             if let Key::Endpoint(endpoint) = key {
                 self.view.drop(&id, owner, endpoint);
             }
         }
+        Some(log)
+    }
+
+    /// The managers let an owner take no part in a network. Its log goes out of sight and is not forgotten: else what
+    /// it has deleted would come back from a node that knows the log up to before that.
+    fn put_aside(&mut self, tag: Tag, owner: NodeNumber) {
+        let log = self.take_log(tag, owner);
+        if let (Some(log), Some(replica)) = (log, self.replicas.get_mut(&tag)) {
+            replica.put_aside(owner, log);
+        }
+    }
+
+    /// An owner takes part in a network: its log goes on where it was, if it was put aside.
+    fn bring_back(&mut self, tag: Tag, owner: NodeNumber, authority: &dyn Authority) {
+        let Some(replica) = self.replicas.get_mut(&tag) else {
+            return;
+        };
+        let id = Arc::clone(&replica.id);
+        let Some(log) = replica.bring_back(owner) else {
+            return;
+        };
+        let epoch = log.version().epoch;
+        for held in log.entries().values() {
+            if let Entry::Endpoint(record) = &held.entry {
+                let allowed = authority.judge(owner, epoch, record);
+                self.view.put(&id, owner, Arc::clone(record), allowed);
+            }
+        }
+        self.stir_network(tag);
+    }
+
+    /// Forgets an owner's log in a network, and its records.
+    fn remove_log(&mut self, tag: Tag, owner: NodeNumber) {
+        let Some(log) = self.take_log(tag, owner) else {
+            return;
+        };
         if tag == Tag::CLUSTER {
             let takes = log.entries().keys().filter_map(|key| match key {
                 Key::Takes(network) => Some(Delta::Drop(Key::Takes(Arc::clone(network)), FOR_GOOD)),
@@ -478,6 +516,7 @@ impl Gossip {
                 let tag = Tag::of(&network);
                 if let Some(replica) = self.replicas.get_mut(&tag) {
                     replica.takers.remove(&owner);
+                    replica.forget_aside(owner, at);
                 }
                 // What was written after that belongs to a time when the owner takes part again.
                 if self.version(&network, owner) <= at {

@@ -204,6 +204,10 @@ impl Gossip {
             self.counters.refused_not_taking += 1;
             return;
         }
+        self.bring_back(tag, owner, authority);
+        let Some(replica) = self.replicas.get(&tag) else {
+            return;
+        };
         // What is known already needs no proof.
         let log = replica.logs().get(&owner);
         let fit = log.map_or_else(

@@ -22,6 +22,9 @@ pub struct Replica {
     /// When it last changed, or was last seen to differ from another's.
     pub stirred_ms: u64,
     logs: BTreeMap<NodeNumber, OwnerLog>,
+    /// Logs of owners that may take no part at present: as if they were not there, but not forgotten. INVARIANT:
+    /// none of them is in `logs`.
+    aside: BTreeMap<NodeNumber, OwnerLog>,
     /// Exclusive or of the hashes of all rows.
     hash: u64,
 }
@@ -35,6 +38,7 @@ impl Replica {
             wanted_ms: BTreeMap::new(),
             stirred_ms: 0,
             logs: BTreeMap::new(),
+            aside: BTreeMap::new(),
             hash: 0,
         }
     }
@@ -47,6 +51,11 @@ impl Replica {
     /// The logs by owner.
     pub fn logs(&self) -> &BTreeMap<NodeNumber, OwnerLog> {
         &self.logs
+    }
+
+    /// The logs that are put aside, by owner.
+    pub fn aside(&self) -> &BTreeMap<NodeNumber, OwnerLog> {
+        &self.aside
     }
 
     /// How far an owner's log is known.
@@ -87,6 +96,30 @@ impl Replica {
         self.hash ^= hash(owner, log.version());
         self.wanted_ms.remove(&owner);
         Some(log)
+    }
+
+    /// Puts an owner's log aside that was taken out.
+    pub(super) fn put_aside(&mut self, owner: NodeNumber, log: OwnerLog) {
+        if log.version() != Version::default() {
+            self.aside.insert(owner, log);
+        }
+    }
+
+    /// Brings a log back that was put aside.
+    pub(super) fn bring_back(&mut self, owner: NodeNumber) -> Option<&OwnerLog> {
+        let log = self.aside.remove(&owner)?;
+        debug_assert!(!self.logs.contains_key(&owner), "it is in one place");
+        self.hash ^= hash(owner, log.version());
+        self.logs.insert(owner, log);
+        self.logs.get(&owner)
+    }
+
+    /// Forgets a log that was put aside, if it goes no further than this.
+    pub(super) fn forget_aside(&mut self, owner: NodeNumber, at: Version) {
+        let over = |log: &OwnerLog| log.version() <= at;
+        if self.aside.get(&owner).is_some_and(over) {
+            self.aside.remove(&owner);
+        }
     }
 }
 

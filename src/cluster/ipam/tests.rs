@@ -487,47 +487,7 @@ impl World {
         let epoch = self.sides[n].epoch;
         let node = node_id(n);
         for action in self.sides[n].ipam.actions(self.now_ms) {
-            let command = match action.clone() {
-                Action::Lease {
-                    network,
-                    subnet,
-                    count,
-                } => Command::LeaseBlocks {
-                    node,
-                    epoch,
-                    network,
-                    subnet: Some(subnet),
-                    count,
-                },
-                Action::Release {
-                    blocks,
-                    rested,
-                    fence,
-                } => Command::ReleaseBlocks {
-                    node,
-                    epoch,
-                    blocks,
-                    rested,
-                    fence,
-                },
-                Action::ReleaseAddresses {
-                    network,
-                    addresses,
-                    fence,
-                } => Command::ReleaseAddresses {
-                    node,
-                    epoch,
-                    network,
-                    addresses,
-                    fence,
-                },
-                Action::Report(blocks) => Command::ReportUse {
-                    node,
-                    epoch,
-                    blocks,
-                },
-            };
-            let outcome = self.run(command);
+            let outcome = self.run(action.command(node, epoch));
             if lossy {
                 continue;
             }

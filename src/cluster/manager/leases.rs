@@ -57,6 +57,14 @@ struct Held {
     used: u32,
     /// Addresses in it that are not the holder's.
     except: BTreeSet<IpAddr>,
+    /// Until when its addresses rest for all others: the holder has got back what it had given back not long before,
+    /// and need not remember that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    rest_until_ms: u64,
+}
+
+fn is_zero(ms: &u64) -> bool {
+    *ms == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,12 +223,18 @@ impl Cluster {
         except: BTreeSet<IpAddr>,
     ) -> Granted {
         let fence = self.next_fence();
+        let leases = self.leases_of(&network.id, subnet.prefix);
+        let rest_until_ms = match leases.blocks.get(&first) {
+            Some(BlockState::Resting(rest)) => rest.until_ms,
+            _ => 0,
+        };
         let held = Held {
             node,
             epoch,
             fence,
             used: 0,
             except: except.clone(),
+            rest_until_ms,
         };
         let block = BlockRef {
             network: network.id.clone(),
@@ -253,17 +267,24 @@ impl Cluster {
         fence: u64,
     ) -> Outcome {
         check_len("blocks", blocks.len())?;
-        let until_ms = self.rest_until(scene);
+        let now_ms = scene.stamp.cluster_ms;
+        let anew_ms = self.rest_until(scene);
         for block in blocks {
             // Of a network that is gone, or taken back before: there is nothing left to release.
             let Some(leases) = self.existing_leases(&block.network, block.subnet) else {
                 continue;
             };
-            match leases.blocks.get(&block.first) {
-                Some(BlockState::Held(held)) if held.node == node && held.fence <= fence => {}
+            let until_ms = match leases.blocks.get(&block.first) {
+                Some(BlockState::Held(held)) if held.node == node && held.fence <= fence => {
+                    if rested {
+                        held.rest_until_ms
+                    } else {
+                        anew_ms
+                    }
+                }
                 _ => continue,
-            }
-            if rested {
+            };
+            if until_ms <= now_ms {
                 leases.blocks.remove(&block.first);
             } else {
                 let rest = Resting::after(node, until_ms);
@@ -485,10 +506,16 @@ impl Cluster {
             return Err(not_held);
         };
         let len = Space::new(subnet).block_len();
+        let now_ms = scene.stamp.cluster_ms;
         let leases = self.leases_of(&network.id, subnet.prefix);
         match leases.blocks.get_mut(&first) {
             Some(BlockState::Held(held)) if held.node == node && held.fence <= fence => {
                 held.except.insert(address);
+                let until_ms = held.rest_until_ms;
+                if until_ms > now_ms {
+                    let rest = ClaimState::Resting(Resting { node, until_ms });
+                    leases.claims.entry(address).or_insert(rest);
+                }
                 let block = BlockRef {
                     network: network.id.clone(),
                     subnet: subnet.prefix,

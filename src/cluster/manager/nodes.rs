@@ -45,7 +45,7 @@ pub struct Node {
     pub verify_key: VerifyKey,
     /// Wall clock of the leader when it joined, in milliseconds since 1970.
     pub joined_ms: u64,
-    /// Cluster time since which it has been down.
+    /// Cluster time since which it has been down and has asked for nothing itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_since_ms: Option<u64>,
 }
@@ -92,6 +92,17 @@ impl Cluster {
                 current: node.epoch,
             }),
         }
+    }
+
+    /// A node has asked for something itself. If it is taken for down, the time to reclaim its addresses begins anew:
+    /// it takes the answer for a word that its leases hold.
+    pub(super) fn heard_from(&mut self, scene: &mut Scene<'_>, id: NodeId) {
+        let now_ms = scene.stamp.cluster_ms;
+        self.edit(scene, id, |node| {
+            if node.status == NodeStatus::Down {
+                node.down_since_ms = Some(now_ms);
+            }
+        });
     }
 
     /// The node's name, or its id if it has been removed.

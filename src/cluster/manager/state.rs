@@ -398,8 +398,17 @@ impl Cluster {
         }
     }
 
-    /// The commands about addresses. Each is of a node's present epoch, or refused.
+    /// The commands about addresses. What a node asks for with success shows that it is there.
     fn run_lease(&mut self, scene: &mut Scene<'_>, command: &Command) -> Outcome {
+        let reply = self.lease(scene, command)?;
+        if let Some(node) = command.own_node() {
+            self.heard_from(scene, node);
+        }
+        Ok(reply)
+    }
+
+    /// Each is of a node's present epoch, or refused.
+    fn lease(&mut self, scene: &mut Scene<'_>, command: &Command) -> Outcome {
         match command {
             Command::LeaseBlocks {
                 node,

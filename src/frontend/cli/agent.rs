@@ -99,7 +99,8 @@ Examples:
   weft reset --yes
 
 With no agent running, what a stopped or killed one left in its run and state directory is
-removed; name other directories than the default ones with the flags below.")]
+removed, its part in a cluster included: to go in order, start the agent and `weft leave` first.
+Name other directories than the default ones with the flags below.")]
 pub struct ResetArgs {
     /// Do not ask
     #[arg(short, long)]
@@ -145,6 +146,12 @@ pub fn reset(args: &ResetArgs, context: &Context) -> Done {
         for failure in &report.failures {
             eprintln!("left: {failure}");
         }
+    }
+    if let Some(member) = &report.member {
+        eprintln!(
+            "warning: this was {member}, which has not been told: if it goes on, remove the node there \
+             (weft node rm --force NODE, on a manager)"
+        );
     }
     if report.failures.is_empty() {
         return Ok(exit::OK);

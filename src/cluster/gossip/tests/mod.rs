@@ -38,6 +38,27 @@ impl Authority for Everybody {
     }
 }
 
+/// As everybody, but that node 2 may take no part in any network.
+struct WithoutTwo;
+
+impl Authority for WithoutTwo {
+    fn node_name(&self, node: NodeNumber) -> Option<Arc<str>> {
+        Everybody.node_name(node)
+    }
+
+    fn takes_part(&self, node: NodeNumber, _: &str) -> bool {
+        node != NodeNumber(2)
+    }
+
+    fn judge(&self, _: NodeNumber, _: u64, _: &EndpointRecord) -> Result<(), Unauthorised> {
+        Ok(())
+    }
+
+    fn verify(&self, node: NodeNumber, message: &[u8], signature: &[u8; 64]) -> bool {
+        Everybody.verify(node, message, signature)
+    }
+}
+
 fn addr(node: u64) -> SocketAddr {
     SocketAddr::new(IpAddr::from([192, 0, 2, node as u8]), 7946)
 }
@@ -140,6 +161,43 @@ fn two_nodes_learn_of_each_other_and_forget_who_says_farewell() {
     talk(&mut a, &mut b, 1_000);
     assert_eq!(names(&a), ["web"]);
     assert_eq!(a.takers(NET), [NodeNumber(1)]);
+}
+
+/// The managers take an owner's part in a network, and give it back; another node has missed the deletion.
+#[test]
+fn what_was_deleted_stays_so_when_its_owner_may_take_part_again() {
+    let (mut copy, mut owner) = (node(1, 1, 30_000), node(2, 1, 30_000));
+    let two = NodeNumber(2);
+    copy.node_up(0, two, addr(2), 1);
+    owner.node_up(0, NodeNumber(1), addr(1), 1);
+    hear(&mut owner, 0, 1, &poll(&mut copy, 0));
+    let (web, db) = (record(2, 5, "web"), record(2, 6, "db"));
+    owner.publish(web.clone()).unwrap();
+    owner.publish(db).unwrap();
+    let created = poll(&mut owner, 100);
+    hear(&mut copy, 100, 2, &created);
+    assert_eq!(names(&copy).len(), 2);
+    owner.withdraw(NET, &web.endpoint);
+    hear(&mut copy, 200, 2, &poll(&mut owner, 200));
+    assert_eq!(names(&copy), ["db"]);
+    let (known, hash) = (copy.version(NET, two), copy.hash(NET));
+
+    copy.authority_changed(300, &WithoutTwo);
+    assert!(names(&copy).is_empty());
+    assert_eq!(copy.version(NET, two), Version::default());
+    copy.authority_changed(400, &Everybody);
+    hear(&mut copy, 400, 3, &created);
+    assert_eq!(names(&copy), ["db"], "from the log that was put aside");
+    assert_eq!((copy.version(NET, two), copy.hash(NET)), (known, hash));
+
+    // Whoever leaves by itself meanwhile is forgotten.
+    copy.authority_changed(500, &WithoutTwo);
+    owner.leave(NET);
+    hear(&mut copy, 600, 2, &poll(&mut owner, 600));
+    copy.authority_changed(700, &Everybody);
+    hear(&mut copy, 700, 3, &created);
+    assert!(names(&copy).is_empty());
+    assert_eq!(copy.version(NET, two), Version::default());
 }
 
 #[test]

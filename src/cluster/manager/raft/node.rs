@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers, Raft};
+use openraft::{BasicNode, ChangeMembers, Raft, RaftMetrics};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -506,62 +506,78 @@ impl Manager {
 
     /// Makes one change to the Raft group, if one is needed.
     async fn follow_state(&self) -> Result<(), String> {
-        let wanted: BTreeMap<u64, BasicNode> = self.look(managers_of).unwrap_or_default();
-        if wanted.is_empty() {
-            return Ok(());
-        }
+        // In this order: the state is at least as new as what the metrics say is applied.
         let metrics = self.raft.metrics().borrow().clone();
-        let membership = metrics.membership_config.membership();
-        let nodes: BTreeMap<u64, BasicNode> = membership
-            .nodes()
-            .map(|(id, node)| (*id, node.clone()))
-            .collect();
-        let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let last = metrics.last_log_index.unwrap_or(0);
-        let behind = |id: &u64| {
-            let matched = metrics.replication.as_ref().and_then(|r| r.get(id));
-            let matched = matched
-                .and_then(|log_id| *log_id)
-                .map_or(0, |log_id| log_id.index);
-            last.saturating_sub(matched)
-        };
-        let text = |e: &dyn std::fmt::Display| e.to_string();
-        if let Some((id, node)) = wanted.iter().find(|(id, _)| !nodes.contains_key(id)) {
-            tracing::info!(raft_id = id, address = %node.addr, "a manager is taken in");
-            let added = self.raft.add_learner(*id, node.clone(), false).await;
-            return added.map(drop).map_err(|e| text(&e));
-        }
-        let ready = wanted
-            .keys()
-            .find(|id| !voters.contains(id) && behind(id) <= BEHIND_MAX);
-        let moved = wanted.iter().find(|(id, node)| nodes.get(id) != Some(node));
-        let gone_voter = voters.iter().find(|id| !wanted.contains_key(id));
-        let gone_learner = nodes.keys().find(|id| !wanted.contains_key(id));
-        let (change, what) = if let Some(id) = ready {
-            (
-                ChangeMembers::AddVoterIds(BTreeSet::from([*id])),
-                "becomes a voter",
-            )
-        } else if let Some((id, node)) = moved {
-            let nodes = BTreeMap::from([(*id, node.clone())]);
-            (ChangeMembers::SetNodes(nodes), "has moved")
-        } else if let Some(id) = gone_voter {
-            (
-                ChangeMembers::RemoveVoters(BTreeSet::from([*id])),
-                "is taken out",
-            )
-        } else if let Some(id) = gone_learner {
-            (
-                ChangeMembers::RemoveNodes(BTreeSet::from([*id])),
-                "is forgotten",
-            )
-        } else {
+        let wanted = self.look(managers_of).unwrap_or_default();
+        let Some(step) = next_step(&metrics, &wanted) else {
             return Ok(());
         };
-        tracing::info!(?change, "a manager {what}");
-        let changed = self.raft.change_membership(change, false).await;
-        changed.map(drop).map_err(|e| text(&e))
+        tracing::info!(?step, "the group of managers changes");
+        let done = match step {
+            Step::TakeIn(id, node) => {
+                let added = self.raft.add_learner(id, node, false).await;
+                added.map(drop)
+            }
+            Step::Change(change) => {
+                let changed = self.raft.change_membership(change, false).await;
+                changed.map(drop)
+            }
+        };
+        done.map_err(|error| error.to_string())
     }
+}
+
+/// A change to the Raft group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Somebody gets the log, and has no vote yet.
+    TakeIn(u64, BasicNode),
+    /// Who is in it already becomes a voter, has moved, or goes.
+    Change(ChangeMembers<u64, BasicNode>),
+}
+
+/// What brings the group nearer to the managers that the state names, if anything has to.
+///
+/// The group counts from the moment it is in the log, the state once it is applied. A leader that has just begun may
+/// have a membership in its log whose reason it has not applied: it waits, or it would take out whoever has just
+/// come in.
+pub(super) fn next_step(
+    metrics: &RaftMetrics<u64, BasicNode>,
+    wanted: &BTreeMap<u64, BasicNode>,
+) -> Option<Step> {
+    let group = &metrics.membership_config;
+    if wanted.is_empty() || *group.log_id() > metrics.last_applied {
+        return None;
+    }
+    let nodes: BTreeMap<u64, &BasicNode> = group.nodes().map(|(id, node)| (*id, node)).collect();
+    let voters: BTreeSet<u64> = group.voter_ids().collect();
+    let last = metrics.last_log_index.unwrap_or(0);
+    let behind = |id: &u64| {
+        let replication = metrics.replication.as_ref();
+        let matched = replication.and_then(|r| *r.get(id)?);
+        last.saturating_sub(matched.map_or(0, |log_id| log_id.index))
+    };
+    if let Some((id, node)) = wanted.iter().find(|(id, _)| !nodes.contains_key(id)) {
+        return Some(Step::TakeIn(*id, node.clone()));
+    }
+    let mut unelected = wanted.keys().filter(|id| !voters.contains(id));
+    let ready = unelected.find(|id| behind(id) <= BEHIND_MAX);
+    let mut all = wanted.iter();
+    let moved = all.find(|(id, node)| nodes.get(id) != Some(node));
+    let gone_voter = voters.iter().find(|id| !wanted.contains_key(id));
+    let gone_learner = nodes.keys().find(|id| !wanted.contains_key(id));
+    let change = if let Some(id) = ready {
+        ChangeMembers::AddVoterIds(BTreeSet::from([*id]))
+    } else if let Some((id, node)) = moved {
+        ChangeMembers::SetNodes(BTreeMap::from([(*id, node.clone())]))
+    } else if let Some(id) = gone_voter {
+        ChangeMembers::RemoveVoters(BTreeSet::from([*id]))
+    } else if let Some(id) = gone_learner {
+        ChangeMembers::RemoveNodes(BTreeSet::from([*id]))
+    } else {
+        return None;
+    };
+    Some(Step::Change(change))
 }
 
 /// Who should be in the Raft group, and where.

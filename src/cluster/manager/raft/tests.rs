@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use openraft::testing::{StoreBuilder, Suite};
-use openraft::{StorageError, Vote};
+use openraft::{
+    BasicNode, ChangeMembers, CommittedLeaderId, LogId, Membership, RaftMetrics, StorageError,
+    StoredMembership, Vote,
+};
 
 use super::log::LogStore;
 use super::machine::Machine;
-use super::node::{Manager, ProposeError};
+use super::node::{Manager, ProposeError, Step, next_step};
 use super::*;
 use crate::cluster::manager::command::{
     Actor, Authority, BlockRef, Command, InitCluster, NodeWish, Settings, TokenWish,
@@ -766,4 +769,25 @@ async fn no_address_is_given_twice_or_lost_while_leaders_die() {
         })
         .await;
     }
+}
+
+/// A leader that has just begun: the membership is in its log, and not applied with what it came from.
+#[test]
+fn a_fresh_leader_takes_nobody_out_before_it_has_applied_why_they_are_in() {
+    let at = |index| Some(LogId::new(CommittedLeaderId::new(1, 1), index));
+    let nodes: BTreeMap<u64, BasicNode> = (1..=2)
+        .map(|id| (id, BasicNode::new(address(id))))
+        .collect();
+    let voters = BTreeSet::from([1, 2]);
+    let group = Membership::new(vec![voters], nodes.clone());
+    let mut metrics = RaftMetrics::new_initial(1);
+    metrics.membership_config = Arc::new(StoredMembership::new(at(5), group));
+    metrics.last_log_index = Some(6);
+    metrics.last_applied = at(4);
+    let before = BTreeMap::from([(1, nodes[&1].clone())]);
+    assert_eq!(next_step(&metrics, &before), None);
+    metrics.last_applied = at(5);
+    assert_eq!(next_step(&metrics, &nodes), None);
+    let out = ChangeMembers::RemoveVoters(BTreeSet::from([2]));
+    assert_eq!(next_step(&metrics, &before), Some(Step::Change(out)));
 }

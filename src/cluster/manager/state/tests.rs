@@ -687,6 +687,55 @@ fn a_dead_nodes_addresses_come_back_after_the_stated_time_and_rest() {
     assert_eq!(fixture.holder(&network.id, "10.0.1.3"), None);
 }
 
+/// Gossip does not reach it, and its questions reach the managers: each answer tells it that its leases hold.
+#[test]
+fn a_node_that_is_down_keeps_its_addresses_for_as_long_as_it_asks() {
+    let mut fixture = Fixture::with_nodes(2);
+    let network = fixture.create("a", &["10.0.1.0/29"]).unwrap();
+    let blocks = fixture.lease(2, &network.id, 64).unwrap();
+    fixture.status(2, NodeStatus::Down);
+    fixture.wait(3_599_000);
+    fixture.report(2, &blocks, 1);
+    fixture.wait(3_599_000);
+    assert!(fixture.holder(&network.id, "10.0.1.2").is_some());
+    fixture.wait(1_000);
+    assert_eq!(fixture.holder(&network.id, "10.0.1.2"), None);
+    // What it gets now is not taken at once.
+    fixture.claim(2, &network.id, "10.0.1.3").unwrap();
+    fixture.wait(3_599_000);
+    assert!(fixture.holder(&network.id, "10.0.1.3").is_some());
+}
+
+#[test]
+fn what_a_node_gets_back_and_gives_up_unused_still_rests_for_others() {
+    let mut fixture = Fixture::with_nodes(2);
+    let network = fixture.create("a", &["10.0.1.0/29"]).unwrap();
+    let id = network.id.as_str();
+    let refs = |granted: &[Granted]| granted.iter().map(|g| g.block.clone()).collect();
+    let used = fixture.lease(2, id, 64).unwrap();
+    fixture.release(2, refs(&used), false);
+    fixture.wait(100_000);
+    let unused = fixture.lease(2, id, 64).unwrap();
+    assert_eq!(unused.len(), used.len(), "its own it may have at once");
+    let yielded = Command::YieldAddress {
+        node: node_id(2),
+        epoch: fixture.epoch(2),
+        network: id.into(),
+        address: "10.0.1.3".parse().unwrap(),
+        fence: u64::MAX,
+    };
+    fixture.run(yielded).unwrap();
+    let rests = fixture.claim(1, id, "10.0.1.3").unwrap_err();
+    assert_eq!(
+        rests.to_string(),
+        "10.0.1.3 rests after use, for another 200 s"
+    );
+    fixture.release(2, refs(&unused), true);
+    assert!(fixture.lease(1, id, 1).is_err(), "they rest");
+    fixture.wait(200_000);
+    assert_eq!(fixture.lease(1, id, 1).unwrap().len(), 1);
+}
+
 #[test]
 fn a_step_of_the_wall_clock_takes_nobodys_addresses() {
     let mut fixture = Fixture::with_nodes(2);
