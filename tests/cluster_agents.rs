@@ -28,6 +28,9 @@ use weft::frontend::client::Client;
 use weft::frontend::daemon::{Server, start};
 use weft::tables::record::{Backing, EndpointRecord, Version};
 
+#[path = "cluster_agents/services.rs"]
+mod services;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A node of cluster `net`, at 127.`net`.0.`n`. Each test has its own `net`, and so its own addresses.

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::*;
+pub use self::service::*;
 pub use super::events::EventEntry;
 pub use super::handle::Agent;
 pub use super::{config, ident, metrics};
@@ -21,6 +22,7 @@ pub use crate::tables::record::{Backing, EndpointRecord, Standing, Version};
 pub use crate::wire::{Mac, Vni};
 
 mod cluster;
+mod service;
 
 /// Version of the API in the URL prefix.
 pub const API_VERSION: &str = "v1";

@@ -147,6 +147,7 @@ impl Agent {
         let enrolment = ClusterFiles::of(&settings.state_dir).enrolment()?;
         if enrolment.is_none() {
             node.ipam = None;
+            node.services.clear();
         }
         for dropped in node.prune_dangling() {
             events.emit(Event::StateRecovered { reason: dropped });

@@ -7,4 +7,5 @@ pub(super) mod endpoint;
 mod network;
 pub(super) mod records;
 mod reset;
+mod service;
 mod view;

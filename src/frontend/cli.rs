@@ -11,6 +11,7 @@ mod endpoint;
 mod fdb;
 mod network;
 mod output;
+mod service;
 mod status;
 
 use std::ffi::OsString;
@@ -28,7 +29,7 @@ use crate::agent::api::{ApiError, ErrorBody, ErrorCode, exit};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done                          4  no agent answers
-  1  failed                        5  no such network, endpoint or record
+  1  failed                        5  no such network, service, endpoint or record
   2  wrong usage or configuration  6  not allowed
   3  works, but degraded           7  no answer in time
 
@@ -38,7 +39,8 @@ Examples:
   weft attach my-network my-netns                      put a namespace on it
   weft status                                          see how the node is
   weft init                                            make a cluster of this node
-  weft join --token WEFTTKN-1-… 192.0.2.1              join this node to a cluster";
+  weft join --token WEFTTKN-1-… 192.0.2.1              join this node to a cluster
+  weft service create --network my-network -p 80 web   give workloads one name and address";
 
 /// Container networks across hosts: Docker-style overlays with the VXLAN tunnel in userspace
 #[derive(Debug, Parser)]
@@ -105,6 +107,12 @@ enum Command<M: Subcommand> {
     /// Show who uses which addresses
     #[command(subcommand)]
     Ipam(cluster::IpamCommand),
+    /// Create, list, change and remove services, and see and drain their backends
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    /// Show what is published on nodes
+    #[command(subcommand)]
+    Ingress(service::IngressCommand),
     /// Show how other nodes look from this one
     Peers(cluster::PeersArgs),
     /// Wait until this node's tables are complete
@@ -232,6 +240,8 @@ fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
         Command::Node(args) => cluster::node(args, &context),
         Command::Token(args) => cluster::token(&args, &context),
         Command::Ipam(args) => cluster::ipam(&args, &context),
+        Command::Service(args) => service::run(args, &context),
+        Command::Ingress(args) => service::ingress(&args, &context),
         Command::Peers(args) => cluster::peers(&args, &context),
         Command::Wait(args) => cluster::wait(&args, &context),
         Command::Agent(args) => agent::run(&args, &context),

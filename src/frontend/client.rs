@@ -18,11 +18,13 @@ use tokio::net::UnixStream;
 
 use super::http::Removed;
 use crate::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointRecord, EndpointView, ErrorBody,
-    ErrorCode, EventList, FdbList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply,
-    LeaveReply, LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction,
-    NodeChange, NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport, Status,
-    TokenCreated, TokenList, TokenRequest, VersionInfo, VtepChange, VtepList,
+    ApiError, AttachRequest, BackendChange, BackendList, CreateNetwork, CreateService,
+    EndpointList, EndpointRecord, EndpointView, ErrorBody, ErrorCode, EventList, FdbList,
+    IngressList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply, LeaveReply,
+    LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction, NodeChange,
+    NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport, ServiceList,
+    ServiceView, Status, TokenCreated, TokenList, TokenRequest, UpdateService, VersionInfo,
+    VtepChange, VtepList,
 };
 
 /// How long a request may take when nothing else is said.
@@ -387,6 +389,57 @@ impl Client {
         self.get("/v1/peers").await
     }
 
+    /// Every service.
+    pub async fn services(&self) -> Result<ServiceList, ApiError> {
+        self.get("/v1/services").await
+    }
+
+    /// One service.
+    pub async fn service(&self, service: &str) -> Result<ServiceView, ApiError> {
+        self.get(&service_path(service, "")).await
+    }
+
+    /// Creates a service.
+    pub async fn create_service(&self, wish: &CreateService) -> Result<ServiceView, ApiError> {
+        self.post("/v1/services", wish).await
+    }
+
+    /// Changes a service.
+    pub async fn update_service(
+        &self,
+        service: &str,
+        wish: &UpdateService,
+    ) -> Result<ServiceView, ApiError> {
+        self.post(&service_path(service, ""), wish).await
+    }
+
+    /// Removes a service; tells its id.
+    pub async fn remove_service(&self, service: &str) -> Result<String, ApiError> {
+        let removed: Removed = self.delete(&service_path(service, "")).await?;
+        Ok(removed.id)
+    }
+
+    /// The backends of a service, on all nodes.
+    pub async fn backends(&self, service: &str) -> Result<BackendList, ApiError> {
+        self.get(&service_path(service, "/backends")).await
+    }
+
+    /// Changes what backends of the agent's node take.
+    pub async fn change_backend(
+        &self,
+        service: &str,
+        endpoint: &str,
+        change: &BackendChange,
+    ) -> Result<BackendList, ApiError> {
+        let rest = format!("/backends/{}", segment(endpoint));
+        self.post(&service_path(service, &rest), change).await
+    }
+
+    /// Every published port of the cluster.
+    pub async fn ingress(&self) -> Result<IngressList, ApiError> {
+        self.get("/v1/ingress").await
+    }
+
     /// Removes everything.
     pub async fn reset(&self) -> Result<ResetReport, ApiError> {
         self.post("/v1/reset", &serde_json::Map::new()).await
@@ -407,6 +460,10 @@ pub fn block_on<T>(future: impl Future<Output = Result<T, ApiError>>) -> Result<
         .build();
     let runtime = runtime.map_err(|e| ApiError::internal(format!("no event queue: {e}")))?;
     runtime.block_on(future)
+}
+
+fn service_path(service: &str, rest: &str) -> String {
+    format!("/v1/services/{}{rest}", segment(service))
 }
 
 fn network_path(network: &str, rest: &str) -> String {

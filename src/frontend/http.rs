@@ -15,9 +15,13 @@
 //! | `POST /v1/cluster/init`, `/join`, `/leave`, `/rotate-key` | the cluster ([`cluster`]) |
 //! | `GET /v1/nodes`, `GET`, `POST`, `DELETE /v1/nodes/{ref}` | nodes |
 //! | `GET`, `POST /v1/tokens`, `GET /v1/ipam`, `/v1/peers` | tokens, addresses, gossip |
+//! | `GET`, `POST /v1/services`, `GET`, `POST`, `DELETE /v1/services/{ref}` | services ([`service`]) |
+//! | `GET /v1/services/{ref}/backends`, `POST /v1/services/{ref}/backends/{endpoint}` | their backends |
+//! | `GET /v1/ingress` | published ports |
 //! | `GET /metrics`, `/healthz` | for machines |
 
 mod cluster;
+mod service;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
@@ -59,7 +63,8 @@ pub fn router(agent: Agent) -> Router {
         .route("/events", get(events))
         .route("/version", get(version))
         .route("/reset", post(reset))
-        .merge(cluster::router());
+        .merge(cluster::router())
+        .merge(service::router());
     finish(Router::new().nest("/v1", v1).merge(observing()), agent)
 }
 

@@ -144,3 +144,10 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
 }
+
+impl Service {
+    /// Whether an endpoint on one of its networks is a backend: it names the service, or has its name as an alias.
+    pub fn is_backed_by(&self, service: &str, aliases: &[String]) -> bool {
+        service == self.name || aliases.contains(&self.name)
+    }
+}

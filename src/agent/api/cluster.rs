@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-pub use crate::cluster::ipam::usage::{NodeUse, SubnetUse};
+pub use crate::cluster::ipam::usage::{NodeUse, SubnetUse, VipUse};
 pub use crate::cluster::manager::command::{Availability, NodeStatus};
 pub use crate::cluster::manager::ids::{NodeId, Role};
 

@@ -49,7 +49,8 @@ impl Agent {
                 scope: "swarm".into(),
                 driver: "overlay".into(),
                 enable_ipv4: true,
-                enable_ipv6: network.ipv6,
+                // `ingress` as Docker shows it; its IPv6 prefix is in `weft ipam ls`.
+                enable_ipv6: network.ipv6 && !network.ingress,
                 ipam: ipam(network),
                 internal: network.internal,
                 attachable: network.attachable,
@@ -115,22 +116,27 @@ impl Agent {
         let live = self.live();
         let mut endpoints = Vec::new();
         for network in live.node.catalog.networks.values() {
-            let local = live.endpoints_of(&network.id);
-            endpoints.extend(
-                local.map(|e| self.endpoint_view(network, e, live.mtus.get(&e.id).copied())),
-            );
-            endpoints.extend(
-                live.node
-                    .remote
-                    .of_network(&network.id)
-                    .map(|r| remote_view(network, r)),
-            );
+            endpoints.extend(self.endpoints_on(&live, network));
         }
         endpoints.sort_by(|a, b| (&a.network, &a.ips, a.mac).cmp(&(&b.network, &b.ips, b.mac)));
         EndpointList {
             schema: "weft/endpoints/1".into(),
             endpoints,
         }
+    }
+
+    /// Endpoints of one network, here and then elsewhere.
+    pub(in crate::agent) fn endpoints_on(
+        &self,
+        live: &Live,
+        network: &Network,
+    ) -> Vec<EndpointView> {
+        let mtu = |endpoint: &Endpoint| live.mtus.get(&endpoint.id).copied();
+        let local = live.endpoints_of(&network.id);
+        let local = local.map(|e| self.endpoint_view(network, e, mtu(e)));
+        let remote = live.node.remote.of_network(&network.id);
+        let remote = remote.map(|r| remote_view(network, r));
+        local.chain(remote).collect()
     }
 
     pub(in crate::agent) fn endpoint_view(
@@ -296,7 +302,8 @@ fn ipam(network: &Network) -> IpamView {
     let v6 = network
         .segments
         .iter()
-        .filter_map(|segment| segment.v6.as_ref());
+        .filter_map(|segment| segment.v6.as_ref())
+        .filter(|_| !network.ingress);
     let config = v4.chain(v6).map(|subnet| IpamConfigView {
         subnet: subnet.prefix,
         ip_range: subnet.range,

@@ -513,7 +513,10 @@ impl Cluster {
                 held.except.insert(address);
                 let until_ms = held.rest_until_ms;
                 if until_ms > now_ms {
-                    let rest = ClaimState::Resting(Resting { node, until_ms });
+                    let rest = ClaimState::Resting(Resting {
+                        node: Some(node),
+                        until_ms,
+                    });
                     leases.claims.entry(address).or_insert(rest);
                 }
                 let block = BlockRef {

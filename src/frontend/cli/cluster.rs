@@ -476,13 +476,16 @@ pub fn ipam(command: &IpamCommand, context: &Context) -> Done {
 fn subnet_row(subnet: &SubnetUse) -> [String; 6] {
     let nodes = subnet.nodes.iter();
     let nodes = nodes.map(|node| format!("{} {}/{}", node.name, node.used, node.held));
+    let services = subnet.services.iter();
+    let services = services.map(|vip| format!("service {} {}", vip.service, vip.address));
+    let holders: Vec<String> = nodes.chain(services).collect();
     [
         subnet.name.clone(),
         subnet.subnet.to_string(),
         subnet.used.to_string(),
         subnet.free.to_string(),
         subnet.capacity.to_string(),
-        output::or_dash(&nodes.collect::<Vec<_>>().join(", ")),
+        output::or_dash(&holders.join(", ")),
     ]
 }
 

@@ -302,7 +302,8 @@ fn subnet_for<'a>(
         })
 }
 
-fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, ApiError> {
+/// `NAME=VALUE` of flags that may be repeated.
+pub(super) fn pairs(texts: &[String], flag: &str) -> Result<BTreeMap<String, String>, ApiError> {
     let mut pairs = BTreeMap::new();
     for text in texts {
         // Docker takes a bare name as one with an empty value.

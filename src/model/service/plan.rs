@@ -154,8 +154,16 @@ impl Known<'_> {
 
     fn check_name(&self, name: &str) -> Result<(), ApiError> {
         check_name(name)?;
-        let lower = name.to_ascii_lowercase();
-        if lower == TASKS || lower.starts_with("tasks.") {
+        if name.contains('.') {
+            return Err(ApiError::new(
+                ErrorCode::InvalidName,
+                format!(
+                    "\"{name}\" cannot be a service's name: what follows a dot is the network it is looked up on"
+                ),
+                "use a dash in place of the dot",
+            ));
+        }
+        if name.eq_ignore_ascii_case(TASKS) {
             return Err(ApiError::new(
                 ErrorCode::InvalidName,
                 format!(

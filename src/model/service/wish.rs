@@ -37,7 +37,7 @@ pub struct CreateService {
     pub health: Option<HealthWish>,
 }
 
-/// What is to change of a service; what is not said stays. Body of `POST /v1/services/NAME/update`.
+/// What is to change of a service; what is not said stays. Body of `POST /v1/services/{service}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpdateService {

@@ -1,0 +1,610 @@
+//! Services on real agents: virtual addresses, published ports, and whom a backend sees.
+
+mod lab_support;
+mod service_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lab_support::{Guard, can_make_labs, eventually, long, note, said};
+use service_support::{
+    CLIENT_V4, CLIENT_V6, Field, LIMIT, PATIENCE, Server, all_answer, answered, ask, ask_datagram,
+    ask_through, netns_name, outsider, run_in,
+};
+use weft::sys::netns::Netns;
+
+/// The backends the lab comes with.
+fn backends(field: &Field) -> Vec<String> {
+    field
+        .lab
+        .plan()
+        .workloads
+        .iter()
+        .map(|w| w.name.clone())
+        .collect()
+}
+
+fn publish_my_web(field: &Field) {
+    field.done(
+        "n1",
+        &[
+            "service",
+            "create",
+            "--name",
+            "my-web",
+            "--network",
+            "my-network",
+            "--publish",
+            "8080:80",
+            "--publish",
+            "8080:80/udp",
+        ],
+    );
+}
+
+/// The virtual address of a service, as its inspection tells it.
+fn vip(field: &Field, service: &str) -> String {
+    let text = field.done("n1", &["service", "inspect", service, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let found = find(&json, "vips").unwrap_or_else(|| panic!("{text}"));
+    found[0].as_str().unwrap().to_owned()
+}
+
+fn find<'a>(json: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    match json {
+        serde_json::Value::Object(map) => map
+            .get(key)
+            .or_else(|| map.values().find_map(|value| find(value, key))),
+        serde_json::Value::Array(list) => list.iter().find_map(|value| find(value, key)),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_node_leads_to_every_backend_and_each_sees_its_client() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let names = backends(&field);
+    publish_my_web(&field);
+    for node in 1..=3 {
+        for (v6, client) in [(false, CLIENT_V4), (true, CLIENT_V6)] {
+            let to = SocketAddr::new(field.address(node, v6), 8080);
+            all_answer(&format!("TCP through {to}"), &names, client, || {
+                ask(&field.client, to)
+            });
+            all_answer(&format!("UDP through {to}"), &names, client, || {
+                ask_datagram(&field.client, to)
+            });
+        }
+    }
+    // From a node itself: by its own address it is the client, over loopback the agent is.
+    let node = field.lab.netns("n2").unwrap();
+    let own = SocketAddr::new(field.address(2, false), 8080);
+    all_answer("from the node", &names, "10.99.0.2", || ask(&node, own));
+    for loopback in ["127.0.0.1:8080", "[::1]:8080"] {
+        let to: SocketAddr = loopback.parse().unwrap();
+        answered(loopback, || ask(&node, to));
+        answered(loopback, || ask_datagram(&node, to));
+    }
+    // From a workload of the node, over its way out.
+    let caller = field.workload("n2", "caller", "my-network", &[]);
+    answered("a workload through its own node", || ask(&caller, own));
+    let other = SocketAddr::new(field.address(3, false), 8080);
+    all_answer(
+        "a workload through another node",
+        &names,
+        "10.99.0.2",
+        || ask(&caller, other),
+    );
+
+    // Nobody is left to answer: said at once. With the service the port goes.
+    field.done("n1", &["service", "rm", "my-web"]);
+    eventually(
+        "the port is closed",
+        PATIENCE,
+        || matches!(ask(&field.client, own), Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused),
+    );
+    eventually("the ingress namespace is gone", PATIENCE, || {
+        field
+            .done("n2", &["ps", "--network", "ingress", "--local", "-q"])
+            .is_empty()
+    });
+}
+
+#[test]
+fn a_virtual_address_spreads_connections_and_keeps_the_source() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let names = backends(&field);
+    field.done(
+        "n2",
+        &[
+            "service",
+            "create",
+            "--name",
+            "my-web",
+            "--network",
+            "my-network",
+        ],
+    );
+    let caller = field.workload("n1", "caller", "my-network", &[]);
+    let own = run_in(
+        &caller,
+        &["ip", "-4", "-brief", "address", "show", "dev", "eth0"],
+    );
+    let own = own
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    let to: SocketAddr = format!("{}:80", vip(&field, "my-web")).parse().unwrap();
+    all_answer("TCP", &names, &own, || ask(&caller, to));
+    all_answer("UDP", &names, &own, || ask_datagram(&caller, to));
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for _ in 0..300 {
+        *counts.entry(ask(&caller, to).unwrap().0).or_default() += 1;
+    }
+    for (name, count) in &counts {
+        assert!((90..=110).contains(count), "{name}: {counts:?}");
+    }
+    // An idle connection lives as long as the kernel lets it: five days, not fifteen minutes.
+    let idle = caller
+        .run_in(|| TcpStream::connect_timeout(&to, LIMIT))
+        .unwrap()
+        .unwrap();
+    let flows = run_in(
+        &caller,
+        &["conntrack", "-L", "-p", "tcp", "--state", "ESTABLISHED"],
+    );
+    let left: u64 = flows
+        .lines()
+        .find(|line| line.contains(&format!("dst={}", to.ip())))
+        .and_then(|line| line.split_whitespace().nth(2))
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or_else(|| panic!("{flows}"));
+    assert!(left > 2 * 60 * 60, "{left} s");
+    drop(idle);
+
+    // By the client's address: one client, one backend.
+    field.done(
+        "n1",
+        &["service", "update", "my-web", "--balance", "source-hash"],
+    );
+    eventually("the client stays with one backend", PATIENCE, || {
+        let seen: BTreeSet<String> = (0..20)
+            .filter_map(|_| ask(&caller, to).ok())
+            .map(|a| a.0)
+            .collect();
+        seen.len() == 1
+    });
+    // Without a backend the client hears so at once.
+    for (index, name) in names.iter().enumerate() {
+        field.done(&format!("n{}", index + 1), &["detach", "my-network", name]);
+    }
+    eventually("refused", PATIENCE, || {
+        let begun = Instant::now();
+        let error = ask(&caller, to).unwrap_err();
+        error.kind() == std::io::ErrorKind::ConnectionRefused && begun.elapsed() < LIMIT
+    });
+}
+
+/// Connections one after another from several threads until told to end; how many failed, and when the last one did.
+struct Load {
+    asked: AtomicU64,
+    failed: AtomicU64,
+    over: AtomicBool,
+    last_failure: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Load {
+    fn new() -> Load {
+        Load {
+            asked: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            last_failure: std::sync::Mutex::new(None),
+        }
+    }
+
+    fn run(&self, from: &Netns, to: impl Fn(u64) -> SocketAddr + Sync) {
+        from.run_in(|| {
+            while !self.over.load(Ordering::Relaxed) {
+                let number = self.asked.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = ask_here(to(number)) {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    *self.last_failure.lock().unwrap() = Some(Instant::now());
+                    if std::env::var_os("WEFT_SHOW").is_some() {
+                        note(&format!("connection {number}: {error}"));
+                    }
+                }
+            }
+        })
+        .unwrap();
+    }
+}
+
+/// As [`ask`], in the namespace the thread is in.
+fn ask_here(to: SocketAddr) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    match text.contains("200 OK") {
+        true => Ok(()),
+        false => Err(std::io::Error::other("cut off")),
+    }
+}
+
+#[test]
+fn draining_and_replacing_every_backend_fails_no_connection() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let servers = field.serve_my_web();
+    publish_my_web(&field);
+    let node = |number: u64| SocketAddr::new(field.address((number % 3) as usize + 1, false), 8080);
+    for index in 0..3 {
+        all_answer("ready", &backends(&field), CLIENT_V4, || {
+            ask(&field.client, node(index))
+        });
+    }
+    let caller = field.workload("n1", "caller", "my-network", &[]);
+    let inside: SocketAddr = format!("{}:80", vip(&field, "my-web")).parse().unwrap();
+    answered("inside", || ask(&caller, inside));
+    let (outside_load, inside_load) = (Load::new(), Load::new());
+    let mut replacements = Vec::new();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| outside_load.run(&field.client, node));
+        }
+        scope.spawn(|| inside_load.run(&caller, |_| inside));
+        let rounds = if long() { 3 } else { 1 };
+        for round in 0..rounds {
+            for index in 1..=3 {
+                let home = format!("n{index}");
+                let old = match round {
+                    0 => format!("my-web.{index}"),
+                    _ => format!("new.{index}.{}", round - 1),
+                };
+                let new = format!("new.{index}.{round}");
+                // The new one comes first, and is in use before the old one goes.
+                let netns = space_for(&field, &new);
+                replacements.push(Server::start(&new, &netns, 80));
+                let target = format!("weft-{}-{new}", field.lab.name());
+                field.done(
+                    &home,
+                    &[
+                        "attach",
+                        "my-network",
+                        &target,
+                        "--name",
+                        &new,
+                        "--service",
+                        "my-web",
+                    ],
+                );
+                field.done(&home, &["service", "drain", "my-web", &old]);
+                // Every node hears of it, and the last connections end.
+                let server = servers
+                    .iter()
+                    .chain(&replacements)
+                    .find(|server| server.name == old);
+                quiet(server.unwrap());
+                field.done(&home, &["detach", "my-network", &old]);
+            }
+        }
+        outside_load.over.store(true, Ordering::Relaxed);
+        inside_load.over.store(true, Ordering::Relaxed);
+    });
+    for (what, load) in [
+        ("published port", &outside_load),
+        ("virtual address", &inside_load),
+    ] {
+        let (asked, failed) = (
+            load.asked.load(Ordering::Relaxed),
+            load.failed.load(Ordering::Relaxed),
+        );
+        note(&format!(
+            "{what}: {asked} connections while every backend was replaced, {failed} failed"
+        ));
+        assert!(asked > 100, "{asked}");
+        assert_eq!(failed, 0, "{what}");
+    }
+    drop((servers, replacements));
+}
+
+/// Waits until a server has answered nobody for a second.
+fn quiet(server: &Server) {
+    let mut last = (server.answered.load(Ordering::Relaxed), Instant::now());
+    eventually("nobody calls any more", PATIENCE, || {
+        let now = server.answered.load(Ordering::Relaxed);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        last.1.elapsed() > Duration::from_secs(1)
+    });
+}
+
+fn space_for(field: &Field, name: &str) -> Netns {
+    weft::lab::space::create(&format!("weft-{}-{name}", field.lab.name())).unwrap()
+}
+
+#[test]
+fn a_dead_backend_is_left_within_a_second_datagrams_included() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let mut servers = field.serve_my_web();
+    publish_my_web(&field);
+    field.done(
+        "n1",
+        &[
+            "service",
+            "update",
+            "my-web",
+            "--health-tcp",
+            "80",
+            "--health-interval",
+            "200ms",
+            "--health-timeout",
+            "200ms",
+            "--health-retries",
+            "1",
+        ],
+    );
+    let to = SocketAddr::new(field.address(1, false), 8080);
+    all_answer("ready", &backends(&field), CLIENT_V4, || {
+        ask(&field.client, to)
+    });
+    // One client's socket keeps its backend as long as that lives.
+    let socket = field
+        .client
+        .run_in(|| UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    let (first, _) = answered("a datagram", || ask_through(&socket, to));
+    for _ in 0..10 {
+        assert_eq!(ask_through(&socket, to).unwrap().0, first);
+    }
+    let victim = servers
+        .iter()
+        .position(|server| server.name == first)
+        .unwrap();
+    let died = Instant::now();
+    drop(servers.remove(victim));
+    let (second, _) = answered("another backend answers", || ask_through(&socket, to));
+    let moved = died.elapsed();
+    assert_ne!(first, second);
+    // The check notices after 200 ms at most and asks once; then it is known within the second.
+    eventually("no connection fails any more", PATIENCE, || {
+        (0..30).all(|_| ask(&field.client, to).is_ok())
+    });
+    let left = died.elapsed();
+    note(&format!(
+        "a backend died: its UDP client was answered by another after {} ms, connections fail no more after {} ms at most",
+        moved.as_millis(),
+        left.as_millis()
+    ));
+    assert!(moved < Duration::from_millis(2500), "{moved:?}");
+    // It comes back, and is asked again.
+    let netns = field.lab.netns(&first).unwrap();
+    servers.push(Server::start(&first, &netns, 80));
+    all_answer("well again", &backends(&field), CLIENT_V4, || {
+        ask(&field.client, to)
+    });
+}
+
+#[test]
+fn ports_are_bound_kept_and_closed_as_they_should_be() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let node = field.lab.netns("n1").unwrap();
+    // A program has one of the ports already.
+    let squatter = node
+        .run_in(|| std::net::TcpListener::bind("0.0.0.0:8081"))
+        .unwrap()
+        .unwrap();
+    field.done(
+        "n1",
+        &[
+            "service",
+            "create",
+            "--name",
+            "my-web",
+            "--network",
+            "my-network",
+            "--publish",
+            "127.0.0.1:8080:80",
+            "--publish",
+            "8081:80",
+            "--publish",
+            "10.99.0.2:8082:80",
+            "--publish",
+            "8083:80/tcp,mode=host",
+            "--publish",
+            "8084:80,proxy-protocol",
+        ],
+    );
+    let loopback: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    answered("loopback", || ask(&node, loopback));
+    // From a neighbour the same port is closed, also for one who routes loopback to the node.
+    let at = |node: usize, port: u16| SocketAddr::new(field.address(node, false), port);
+    assert!(ask(&field.client, at(1, 8080)).is_err());
+    let neighbour = outsider(&field.lab, "evil", "10.99.0.101", "fd99::101");
+    run_in(
+        &neighbour,
+        &["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"],
+    );
+    run_in(
+        &neighbour,
+        &["ip", "address", "del", "127.0.0.1/8", "dev", "lo"],
+    );
+    run_in(
+        &neighbour,
+        &["ip", "route", "add", "127.0.0.1/32", "via", "10.99.0.1"],
+    );
+    assert!(ask(&neighbour, loopback).is_err());
+    let knob = run_in(
+        &node,
+        &[
+            "sysctl",
+            "-n",
+            "net.ipv4.conf.docker_gwbridge.route_localnet",
+        ],
+    );
+    assert_eq!(knob.trim(), "0");
+
+    // Squatted on one node: said there, and served by the others.
+    answered("the other node", || ask(&field.client, at(2, 8081)));
+    eventually("it is said", PATIENCE, || {
+        let output = field.weft("n1", &["status"]);
+        let text = said(&output);
+        text.contains("8081") && text.contains("my-web")
+    });
+    drop(squatter);
+    answered("once it is free", || ask(&field.client, at(1, 8081)));
+    // And nobody else can take a published port by mistake.
+    let taken = node
+        .run_in(|| std::net::TcpListener::bind("0.0.0.0:8081"))
+        .unwrap();
+    assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+
+    // Bound to one node's address: there, and nowhere else.
+    answered("the address itself", || ask(&field.client, at(2, 8082)));
+    assert!(ask(&field.client, at(1, 8082)).is_err());
+    // In host mode each node leads to its own backend, which sees its client.
+    for index in 1..=3 {
+        let (name, seen) = answered("host mode", || ask(&field.client, at(index, 8083)));
+        assert_eq!(
+            (name, seen.as_str()),
+            (format!("my-web.{index}"), CLIENT_V4)
+        );
+    }
+    // With a header in front: the first bytes a backend gets tell the client.
+    let lines = proxied(&field, at(3, 8084));
+    assert!(
+        lines.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\x63\x00\x64"),
+        "{lines:?}"
+    );
+
+    // A second owner of a port is refused, naming the first.
+    let output = field.weft(
+        "n2",
+        &[
+            "service",
+            "create",
+            "--name",
+            "other",
+            "--network",
+            "my-network",
+            "--publish",
+            "8081:80",
+        ],
+    );
+    assert!(!output.status.success());
+    assert!(said(&output).contains("my-web"), "{}", said(&output));
+}
+
+/// What a backend receives first of a connection to `to`.
+fn proxied(field: &Field, to: SocketAddr) -> Vec<u8> {
+    let got = std::sync::Mutex::new(Vec::new());
+    let netns = field.lab.netns("my-web.1").unwrap();
+    // The lab's own servers answer on port 80 of every backend: another port tells.
+    field.done(
+        "n1",
+        &[
+            "service",
+            "update",
+            "my-web",
+            "--publish-add",
+            "8085:81,proxy-protocol",
+        ],
+    );
+    let listener = netns
+        .run_in(|| std::net::TcpListener::bind("[::]:81"))
+        .unwrap()
+        .unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let to = SocketAddr::new(to.ip(), 8085);
+    eventually("a header arrives", PATIENCE, || {
+        if let Ok(Ok(client)) = field
+            .client
+            .run_in(|| TcpStream::connect_timeout(&to, LIMIT))
+        {
+            std::thread::sleep(Duration::from_millis(100));
+            if let Ok((mut server, _)) = listener.accept() {
+                server.set_nonblocking(false).unwrap();
+                server.set_read_timeout(Some(LIMIT)).unwrap();
+                let mut head = [0; 28];
+                if server.read_exact(&mut head).is_ok() {
+                    got.lock().unwrap().extend(head);
+                    return true;
+                }
+            }
+            drop(client);
+        }
+        false
+    });
+    got.into_inner().unwrap()
+}
+
+#[test]
+fn flushed_rules_of_a_client_a_backend_and_the_mesh_come_back() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let names = backends(&field);
+    publish_my_web(&field);
+    let to = SocketAddr::new(field.address(1, false), 8080);
+    all_answer("before", &names, CLIENT_V4, || ask(&field.client, to));
+    let node = field.lab.netns("n1").unwrap();
+    let backend = field.lab.netns("my-web.2").unwrap();
+    let mut worst = Duration::ZERO;
+    for netns in [&node, &backend] {
+        run_in(netns, &["nft", "flush", "ruleset"]);
+        let begun = Instant::now();
+        eventually("rules are back", PATIENCE, || {
+            let shown = netns
+                .command("nft")
+                .unwrap()
+                .args(["list", "table", "inet", "weft"])
+                .output();
+            shown.unwrap().status.success()
+        });
+        worst = worst.max(begun.elapsed());
+        all_answer("after", &names, CLIENT_V4, || ask(&field.client, to));
+    }
+    note(&format!(
+        "rules of a node and of a backend were back after {} ms at most",
+        worst.as_millis()
+    ));
+    assert!(worst <= Duration::from_secs(1), "{worst:?}");
+    let _ = netns_name(&field.lab, "n1");
+}
