@@ -14,6 +14,7 @@
 //! - [`attach`], [`detach`], [`list_endpoints`]: the veth pair of one workload.
 //! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
+//! - [`write_resolv`], [`remove_resolv`]: which resolver a named namespace asks.
 //! - [`jumbo_support`]: what the kernel does with TCP over IPv6 beyond 64 KiB.
 //!
 //! Every verb is idempotent: a second call with the same arguments repairs. A verb that fails takes
@@ -35,6 +36,7 @@ mod link;
 mod mark;
 mod neigh;
 mod netlink;
+mod resolv;
 mod route;
 mod sandbox;
 mod sweep;
@@ -53,6 +55,7 @@ pub use jumbo::{JumboSupport, jumbo_support};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
+pub use resolv::{remove_resolv, resolv_mark, sweep_resolv, write_resolv};
 pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,
     finish_tap, remove_network,
