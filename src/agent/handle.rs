@@ -20,6 +20,7 @@ use super::config::Settings;
 use super::error::ApiError;
 use super::events::{Event, EventLog};
 use super::ident;
+use super::names::Names;
 use super::network::{Network, Pools};
 use super::plumbing::{NetworkPlan, NetworkUp, Plumbing};
 use super::reconcile;
@@ -53,6 +54,8 @@ pub(super) struct Inner {
     pub(super) cluster: ArcSwapOption<Cluster>,
     /// Held by whoever enters or leaves a cluster.
     pub(super) enrolling: tokio::sync::Mutex<()>,
+    /// Name servers; none where they are switched off.
+    pub(super) names: Option<Names>,
 }
 
 /// The right to change one network.
@@ -164,6 +167,7 @@ impl Agent {
             epoch,
         });
         let inner = Inner {
+            names: Names::of(&settings),
             settings,
             plumbing,
             events,
@@ -180,7 +184,9 @@ impl Agent {
         let agent = Agent {
             inner: Arc::new(inner),
         };
+        agent.spawn_names();
         reconcile::at_start(&agent).await;
+        agent.tell_workloads();
         reconcile::spawn(&agent);
         if let Some(opened) = opened {
             agent.take_part(opened).await;
@@ -291,6 +297,7 @@ impl Agent {
                 "removed what was in the kernel"
             );
         }
+        self.stop_all_names().await;
         self.inner.plumbing.shutdown().await;
     }
 
@@ -393,6 +400,7 @@ impl Agent {
             return Err(error);
         }
         let before = self.live().up.insert(network.id.clone(), up.clone());
+        self.serve_names(network).await;
         if before.is_none() {
             let (network, name) = (network.id.clone(), network.name.clone());
             self.emit(Event::NetworkUp { network, name });
@@ -402,6 +410,8 @@ impl Agent {
 
     /// Takes a network out of kernel and tables. The caller holds its lock.
     pub(super) async fn bring_down(&self, network: &Network) -> Result<(), ApiError> {
+        // A socket of ours would keep the namespace alive.
+        self.end_names(network).await;
         self.plumbing().network_down(&network.id).await?;
         let before = self.live().up.remove(&network.id);
         if before.is_some() {

@@ -18,6 +18,7 @@ use super::ident;
 use super::network::Catalog;
 use super::records::RemoteTable;
 use crate::cluster::ipam::Ipam;
+use crate::model::service::Service;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "state.json";
@@ -38,6 +39,9 @@ pub struct NodeState {
     pub endpoints: BTreeMap<String, Endpoint>,
     /// What is known of other nodes.
     pub remote: RemoteTable,
+    /// Services by id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, Service>,
     /// The addresses leased to this node, while it is part of a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipam: Option<Ipam>,
@@ -51,6 +55,7 @@ impl NodeState {
             catalog: Catalog::new(now, rand::random()),
             endpoints: BTreeMap::new(),
             remote: RemoteTable::default(),
+            services: BTreeMap::new(),
             ipam: None,
         }
     }

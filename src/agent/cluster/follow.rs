@@ -129,6 +129,7 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
     }
     cluster.set_replica(replica);
     cluster.nudge();
+    agent.names_changed();
     for network in came {
         agent.emit(Event::NetworkCreated {
             network: network.id,

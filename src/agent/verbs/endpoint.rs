@@ -84,7 +84,10 @@ impl Agent {
             self.unplug(&network, &endpoint).await?;
             return Err(error);
         }
+        self.names_changed();
+        self.tell_workload(&endpoint.target);
         self.publish(&network, &endpoint).await;
+        self.names_settled().await;
         self.emit(Event::EndpointAttached {
             network: id,
             endpoint: endpoint.id.clone(),
@@ -275,6 +278,7 @@ impl Agent {
             record.ok_or_else(|| ApiError::internal("an endpoint outside of its network"))?;
         let plugged = match self.plumbing().put_local(&record) {
             Ok(()) => {
+                self.expect_client(&network.id, &record);
                 self.plumbing()
                     .endpoint_up(EndpointPlan::of(network, &endpoint))
                     .await
@@ -368,6 +372,8 @@ impl Agent {
                 .remove(&reconcile::endpoint_key(network, endpoint));
             live.endpoints_of(&network.id).next().is_none()
         };
+        self.names_changed();
+        self.tell_workload(&endpoint.target);
         let removed = self
             .plumbing()
             .endpoint_down(&network.id, &endpoint.id)
