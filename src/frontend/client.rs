@@ -18,11 +18,12 @@ use tokio::net::UnixStream;
 
 use super::http::Removed;
 use crate::agent::api::{
-    ApiError, AttachRequest, CreateNetwork, EndpointList, EndpointRecord, EndpointView, ErrorBody,
-    ErrorCode, EventList, FdbList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply,
-    LeaveReply, LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction,
-    NodeChange, NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport, Status,
-    TokenCreated, TokenList, TokenRequest, VersionInfo, VtepChange, VtepList,
+    ApiError, AttachRequest, CreateNetwork, DnsList, DnsLookup, EndpointList, EndpointRecord,
+    EndpointView, ErrorBody, ErrorCode, EventList, FdbList, InitReply, InitRequest, IpamList,
+    JoinClusterRequest, JoinReply, LeaveReply, LeaveRequest, Mac, NetworkCreated, NetworkView,
+    NetworksPruned, NodeAction, NodeChange, NodeList, NodeView, PeerList, RecordRequest,
+    RecordsApplied, ResetReport, Status, TokenCreated, TokenList, TokenRequest, VersionInfo,
+    VtepChange, VtepList,
 };
 
 /// How long a request may take when nothing else is said.
@@ -305,6 +306,28 @@ impl Client {
             }
             None => self.get("/v1/fdb").await,
         }
+    }
+
+    /// Lists names.
+    pub async fn dns(&self, network: Option<&str>) -> Result<DnsList, ApiError> {
+        let query = network.map_or_else(String::new, |n| format!("?network={}", segment(n)));
+        self.get(&format!("/v1/dns{query}")).await
+    }
+
+    /// Asks for a name.
+    pub async fn dns_lookup(
+        &self,
+        name: &str,
+        network: Option<&str>,
+        kind: Option<&str>,
+    ) -> Result<DnsLookup, ApiError> {
+        let mut path = format!("/v1/dns/lookup?name={}", segment(name));
+        for (key, value) in [("network", network), ("type", kind)] {
+            if let Some(value) = value {
+                path += &format!("&{key}={}", segment(value));
+            }
+        }
+        self.get(&path).await
     }
 
     /// How the node is.
