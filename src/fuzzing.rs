@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::cluster::gossip::fuzzing as gossip;
 use crate::dataplane::{self, merge, split};
+use crate::services::dns::fuzzing as dns;
 use crate::wire::frame::FrameBuilder;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{Ipv6, multicast_mac, solicited_node};
@@ -95,6 +96,11 @@ pub const TARGETS: &[Target] = &[
         name: "seal",
         run: gossip::run_seal,
         seeds: gossip::seal_seeds,
+    },
+    Target {
+        name: "dns",
+        run: dns::run,
+        seeds: dns::seeds,
     },
 ];
 

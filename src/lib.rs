@@ -11,6 +11,7 @@
 //! | L2 | [`dataplane`] | frames in, verdicts out: encap, decap, split, merge, the forwarding loop |
 //! | L3 | [`host`] | kernel plumbing through rtnetlink |
 //! | L4 | [`cluster`] | membership, the gossip-fed table, managers; pure but for its runtimes |
+//! | L5 | [`services`] | what workloads use without knowing of it: names |
 //! | L6 | [`agent`] | where layers meet: networks, endpoints, state, reconciliation |
 //! | L7 | [`frontend`] | HTTP API and command line |
 //! | L7 | [`lab`] | the network-namespace test harness |

@@ -914,6 +914,8 @@ async fn metrics_follow_prometheus_rules() {
         "weft_endpoints{place=\"local\"} 1",
         "weft_networks 1",
         "weft_networks_up 1",
+        "weft_dns_queries_total{outcome=\"answered\"} 0",
+        "weft_dns_local_answer_seconds_bucket{le=\"+Inf\"} 0",
         "weft_degraded 0",
         "weft_underlay_mtu_bytes 1500",
         "# EOF",
@@ -964,6 +966,85 @@ async fn the_socket_is_closed_to_others_and_taken_once() {
         node.client().status().await.is_ok(),
         "the first one is not disturbed"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_follow_endpoints_and_records() {
+    let node = Node::start().await;
+    let client = node.client();
+    client
+        .create_network(&wish("blue", "10.1.0.0/24"))
+        .await
+        .unwrap();
+    let values = |list: &weft::agent::api::DnsList, name: &str| -> Vec<String> {
+        let named = list.names.iter().filter(|row| row.name == name);
+        named.flat_map(|row| row.values.clone()).collect()
+    };
+    let view = client.attach("blue", &target("web")).await.unwrap();
+    assert_eq!(
+        view.nameservers,
+        ["10.1.0.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+    let list = client.dns(Some("blue")).await.unwrap();
+    assert_eq!(values(&list, "web"), ["10.1.0.2"]);
+    assert_eq!(values(&list, "10.1.0.2"), ["web.blue.weft.internal"]);
+    let resolv = node.plumbing.world().resolv["web"].clone();
+    assert!(
+        resolv.contains("nameserver 10.1.0.1\nsearch weft.internal\n"),
+        "{resolv}"
+    );
+    let db = record("02:42:0a:01:00:09", "10.1.0.9", "192.0.2.2");
+    client.put_records("blue", &[db]).await.unwrap();
+    // Records are brought in within moments; the attachment waits for its own name.
+    let mut found = None;
+    while found.is_none() {
+        found = client.dns_lookup("db.blue", None, None).await.ok();
+    }
+    let answer = &found.unwrap().answers[0];
+    assert_eq!(
+        (answer.outcome.as_str(), answer.records[0].value.as_str()),
+        ("answered", "10.1.0.9")
+    );
+    assert_eq!(
+        code(client.dns_lookup("nobody", None, None).await),
+        ErrorCode::RecordNotFound
+    );
+    assert_eq!(
+        code(client.dns_lookup("web", None, Some("odd")).await),
+        ErrorCode::InvalidRequest
+    );
+    assert_eq!(
+        code(client.dns(Some("nowhere")).await),
+        ErrorCode::NetworkNotFound
+    );
+    client.detach("blue", "web").await.unwrap();
+    assert!(client.dns(None).await.unwrap().names.is_empty());
+    assert!(node.plumbing.world().resolv.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_cannot_be_served_are_told_and_served_later() {
+    let node = Node::start().await;
+    let client = node.client();
+    client
+        .create_network(&wish("blue", "10.1.0.0/24"))
+        .await
+        .unwrap();
+    node.plumbing.world().failing = Some("open_names");
+    client.attach("blue", &target("web")).await.unwrap();
+    let status = client.status().await.unwrap();
+    assert_eq!(status.health[0].code, "dns_not_served");
+    node.plumbing.world().failing = None;
+    while client.status().await.unwrap().verdict != Verdict::Ok {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // Trouble of a network ends with it.
+    node.plumbing.world().failing = Some("names_place");
+    while client.status().await.unwrap().verdict == Verdict::Ok {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    client.detach("blue", "web").await.unwrap();
+    assert_eq!(client.status().await.unwrap().verdict, Verdict::Ok);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use self::cluster::*;
+pub use self::dns::*;
 pub use self::service::*;
 pub use super::events::EventEntry;
 pub use super::handle::Agent;
@@ -22,6 +23,7 @@ pub use crate::tables::record::{Backing, EndpointRecord, Standing, Version};
 pub use crate::wire::{Mac, Vni};
 
 mod cluster;
+mod dns;
 mod service;
 
 /// Version of the API in the URL prefix.
@@ -323,6 +325,9 @@ pub struct EndpointView {
     /// Interface name in the workload, for local ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ifname: Option<String>,
+    /// Where the workload can ask for the network's names, for local ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<IpAddr>,
     /// MTU of the interface in bytes, for local ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -499,6 +504,9 @@ pub struct Status {
     /// The node's part in its cluster, if it is part of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterStatus>,
+    /// Names, where they are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsStatus>,
     /// The dataplane.
     pub dataplane: DataplaneStatus,
     /// Every overlay network but `ingress`.

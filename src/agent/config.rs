@@ -197,6 +197,27 @@ pub const KEYS: &[Key] = &[
         "give workloads of networks that are not internal a way out, over docker_gwbridge",
     ),
     key(
+        "dns",
+        "dns",
+        "BOOL",
+        "true",
+        "serve each network's names on its gateway addresses",
+    ),
+    key(
+        "dns_upstreams",
+        "dns-upstreams",
+        "LIST",
+        "",
+        "resolvers for all other names, comma-separated [default: those of /etc/resolv.conf]",
+    ),
+    key(
+        "dns_domain",
+        "dns-domain",
+        "DOMAIN",
+        "weft.internal",
+        "search domain of workloads; names below it are never asked for elsewhere",
+    ),
+    key(
         "cleanup_on_exit",
         "cleanup-on-exit",
         "BOOL",
@@ -304,6 +325,12 @@ pub struct Settings {
     pub default_address_pool_mask_length: u8,
     /// Whether workloads get a way out of their networks.
     pub egress: bool,
+    /// Whether names are served.
+    pub dns: bool,
+    /// Resolvers for other names; empty: those of the host.
+    pub dns_upstreams: Vec<SocketAddr>,
+    /// The search domain, in lower case.
+    pub dns_domain: String,
     /// Whether a clean stop removes everything from the kernel.
     pub cleanup_on_exit: bool,
 }
@@ -487,6 +514,11 @@ pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiErro
             .parse("default_address_pool_mask_length", mask_length)
             .unwrap_or_default(),
         egress: check.parse("egress", yes_or_no).unwrap_or_default(),
+        dns: check.parse("dns", yes_or_no).unwrap_or_default(),
+        dns_upstreams: check
+            .optional("dns_upstreams", resolver_list)
+            .unwrap_or_default(),
+        dns_domain: check.parse("dns_domain", domain).unwrap_or_default(),
         cleanup_on_exit: check
             .parse("cleanup_on_exit", yes_or_no)
             .unwrap_or_default(),
@@ -759,6 +791,35 @@ fn mask_length(text: &str) -> Result<u8, Wrong> {
     }
 }
 
+fn resolver_list(text: &str) -> Result<Vec<SocketAddr>, Wrong> {
+    const NEXT: &str =
+        "give at most three addresses of resolvers, such as 192.0.2.53 or 192.0.2.53:5353";
+    let words = text.split(',').map(str::trim);
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    if words.len() > 3 {
+        return Err(Wrong("names more than three resolvers".into(), NEXT));
+    }
+    let read = |word: &&str| {
+        let plain = word.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        let address = plain.or_else(|_| word.parse::<SocketAddr>());
+        address.map_err(|_| Wrong(format!("has \"{word}\", which is no address"), NEXT))
+    };
+    words.iter().map(read).collect()
+}
+
+fn domain(text: &str) -> Result<String, Wrong> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(fine);
+    // Names and networks have 63 characters at most, and a full name 253.
+    if text.len() <= 120 && text.split('.').all(label) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(Wrong(
+        "is no domain".into(),
+        "give words of letters, digits and dashes with dots between, such as weft.internal",
+    ))
+}
+
 fn yes_or_no(text: &str) -> Result<bool, Wrong> {
     one_of(
         text,
@@ -858,11 +919,14 @@ mod tests {
             ("default_address_pool_mask_length", "31"),
             ("reconcile_interval", "0"),
             ("cleanup_on_exit", "maybe"),
+            ("dns", "perhaps"),
+            ("dns_upstreams", "192.0.2.53,resolver"),
+            ("dns_domain", "weft..internal"),
             ("disable_offloads", "udp-gso,big"),
             ("node", "-n"),
         ]))
         .unwrap_err();
-        assert_eq!(errors.len(), 12, "{errors:#?}");
+        assert_eq!(errors.len(), 15, "{errors:#?}");
         for error in &errors {
             assert_eq!(error.code, ErrorCode::InvalidConfig);
             assert!(error.message.contains("(flag --"), "{error}");

@@ -21,6 +21,7 @@ use super::edge::{self, Edge};
 use super::error::ApiError;
 use super::events::{Event, EventLog};
 use super::ident;
+use super::names::Names;
 use super::network::{Network, Pools};
 use super::plumbing::{NetworkPlan, NetworkUp, Plumbing};
 use super::reconcile;
@@ -58,6 +59,8 @@ pub(super) struct Inner {
     pub(super) enrolling: tokio::sync::Mutex<()>,
     /// What lies at the node's edge.
     pub(super) edge: Edge,
+    /// Name servers; none where they are switched off.
+    pub(super) names: Option<Names>,
 }
 
 /// The right to change one network.
@@ -170,6 +173,7 @@ impl Agent {
             epoch,
         });
         let inner = Inner {
+            names: Names::of(&settings),
             settings,
             plumbing,
             events,
@@ -188,7 +192,9 @@ impl Agent {
         let agent = Agent {
             inner: Arc::new(inner),
         };
+        agent.spawn_names();
         reconcile::at_start(&agent).await;
+        agent.tell_workloads();
         reconcile::spawn(&agent);
         edge::spawn(&agent);
         if let Some(opened) = opened {
@@ -300,6 +306,7 @@ impl Agent {
                 "removed what was in the kernel"
             );
         }
+        self.stop_all_names().await;
         self.inner.plumbing.shutdown().await;
     }
 
@@ -374,6 +381,7 @@ impl Agent {
         self.inner
             .services
             .send_modify(|count| *count = count.wrapping_add(1));
+        self.names_changed();
     }
 
     /// A number that changes whenever services, networks, local endpoints or other nodes' records do. It may change
@@ -418,6 +426,7 @@ impl Agent {
             return Err(error);
         }
         let before = self.live().up.insert(network.id.clone(), up.clone());
+        self.serve_names(network).await;
         if before.is_none() {
             let (network, name) = (network.id.clone(), network.name.clone());
             self.emit(Event::NetworkUp { network, name });
@@ -427,6 +436,8 @@ impl Agent {
 
     /// Takes a network out of kernel and tables. The caller holds its lock.
     pub(super) async fn bring_down(&self, network: &Network) -> Result<(), ApiError> {
+        // A socket of ours would keep the namespace alive.
+        self.end_names(network).await;
         self.plumbing().network_down(&network.id).await?;
         let before = self.live().up.remove(&network.id);
         if before.is_some() {

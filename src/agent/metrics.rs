@@ -1,13 +1,17 @@
 //! Numbers for Prometheus, made anew from the agent's state at each scrape.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::api::{ClusterStatus, Status, Verdict};
+use super::api::{ClusterStatus, DnsStatus, DnsTimes, Status, Verdict};
 
 type Label = Vec<(&'static str, String)>;
 
@@ -18,6 +22,9 @@ pub fn text(status: &Status) -> String {
     traffic(&mut registry, status);
     drops(&mut registry, status);
     networks(&mut registry, status);
+    if let Some(part) = &status.dns {
+        dns(&mut registry, part);
+    }
     if let Some(part) = &status.cluster {
         cluster(&mut registry, part);
     }
@@ -196,6 +203,73 @@ fn networks(registry: &mut Registry, status: &Status) {
             .set(to_i64(count));
     }
     registry.register("endpoints", "Endpoints here and on other nodes", endpoints);
+}
+
+fn dns(registry: &mut Registry, dns: &DnsStatus) {
+    gauge(
+        registry,
+        "dns_networks",
+        "Networks whose names are served",
+        dns.networks as u64,
+    );
+    gauge(registry, "dns_names", "Their names", dns.names as u64);
+    let labelled = |label, counts: &BTreeMap<String, u64>| {
+        let family = Family::<Label, Counter>::default();
+        for (name, value) in counts {
+            let counter = family.get_or_create(&vec![(label, name.clone())]).clone();
+            counter.inc_by(*value);
+        }
+        family
+    };
+    registry.register(
+        "dns_queries",
+        "Queries by what became of them",
+        labelled("outcome", &dns.queries),
+    );
+    registry.register(
+        "dns_drops",
+        "What came for names and got no answer, by reason",
+        labelled("reason", &dns.drops),
+    );
+    registry.register(
+        "dns_upstream_queries",
+        "Questions to upstream resolvers by what came of them",
+        labelled("outcome", &dns.upstreams),
+    );
+    let times = [
+        (
+            "dns_local_answer",
+            "Time to answers that needed nobody else",
+            &dns.local,
+        ),
+        (
+            "dns_forwarded_answer",
+            "Time to answers that waited for an upstream",
+            &dns.forwarded,
+        ),
+    ];
+    for (name, help, times) in times {
+        registry.register_with_unit(name, help, Unit::Seconds, Classes(times.clone()));
+    }
+}
+
+/// Counts that were made elsewhere, as a histogram.
+#[derive(Debug)]
+struct Classes(DnsTimes);
+
+impl EncodeMetric for Classes {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let times = &self.0;
+        let ends = times.bounds_us.iter().map(|us| *us as f64 / 1e6);
+        let ends = ends.chain(std::iter::once(f64::INFINITY));
+        let buckets: Vec<(f64, u64)> = ends.zip(times.counts.iter().copied()).collect();
+        let (sum, count) = (times.sum_us as f64 / 1e6, times.counts.iter().sum());
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
 }
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {

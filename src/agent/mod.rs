@@ -10,6 +10,7 @@
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
 //! | [`cluster`] | the node's part in a cluster |
 //! | [`edge`] | workloads' way out, virtual addresses, published ports |
+//! | `names` | the node's name servers, and what workloads are told of them |
 //! | [`reconcile`] | what should be against what is |
 //! | [`events`], [`metrics`], [`task`] | what happened, how much, and what runs |
 //! | [`fuzzing`] | a node without a kernel, for a fuzz target |
@@ -26,6 +27,7 @@ pub mod fuzzing;
 pub mod handle;
 pub mod ident;
 pub mod metrics;
+mod names;
 pub mod plumbing;
 pub mod preflight;
 pub mod reconcile;

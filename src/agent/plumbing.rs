@@ -14,6 +14,7 @@ use super::api::DataplaneStatus;
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::network::Network;
+use crate::services::dns::server::Sockets;
 use crate::tables::SegmentPolicy;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
@@ -271,6 +272,18 @@ pub trait Plumbing: Send + Sync + std::fmt::Debug + 'static {
 
     /// What lies at the node's edge.
     fn edge(&self) -> &dyn edge::Edge;
+
+    /// Tells namespaces apart that a network had at different times; none where it has no real one.
+    fn names_place(&self, network: &str) -> Outcome<Option<u64>>;
+
+    /// Opens the sockets of a network's name server, inside its namespace.
+    fn open_names(&self, network: &str, addresses: &[IpAddr]) -> Outcome<Sockets>;
+
+    /// Writes the resolv.conf of a named namespace, or removes it. Tells whether it is ours to write.
+    fn set_resolv(&self, name: &str, text: Option<&str>) -> Outcome<bool>;
+
+    /// Removes every resolv.conf of ours but those of these namespaces.
+    fn sweep_resolv(&self, keep: &BTreeSet<String>) -> Outcome<()>;
 
     /// Workers, offloads, counters.
     fn dataplane(&self) -> DataplaneStatus;

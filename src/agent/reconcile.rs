@@ -123,6 +123,7 @@ pub fn spawn(agent: &Agent) {
         let interval = watched.settings().reconcile_interval;
         while pause(&mut stop, interval).await {
             look_at_underlay(&watched).await;
+            watched.names_changed();
             for network in networks(&watched) {
                 if watched.inner.tasks.stopping() {
                     return;
@@ -175,6 +176,11 @@ async fn repair(agent: &Agent, network: &Network) {
         if let Ok(true) = result {
             result = repair_once(agent, network).await;
         }
+    }
+    // Without a comparison, a server that failed to start would stay away.
+    let up = agent.live().up.contains_key(&network.id);
+    if up {
+        agent.serve_names(network).await;
     }
     report(agent, network, result.map(drop));
 }

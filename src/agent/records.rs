@@ -31,6 +31,11 @@ impl RemoteTable {
         self.records.values().map(|record| &**record)
     }
 
+    /// Every record, shared.
+    pub fn shared_records(&self) -> impl Iterator<Item = &Arc<EndpointRecord>> {
+        self.records.values()
+    }
+
     /// The records of one network.
     pub fn of_network<'a>(&'a self, network: &'a str) -> impl Iterator<Item = &'a EndpointRecord> {
         self.records()

@@ -3,6 +3,7 @@
 //! Verbs that change something run to their end even when the caller goes away.
 
 mod cluster;
+mod dns;
 pub(super) mod endpoint;
 mod network;
 pub(super) mod records;

@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod config;
+mod dns;
 mod docs;
 mod endpoint;
 mod fdb;
@@ -88,6 +89,9 @@ enum Command<M: Subcommand> {
     Ps(endpoint::PsArgs),
     /// List and change the forwarding table
     Fdb(fdb::FdbArgs),
+    /// List names and ask for them
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Show how the node is
     Status(status::StatusArgs),
     /// Show what happened last
@@ -232,6 +236,7 @@ fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
         Command::Detach(args) => endpoint::detach(&args, &context),
         Command::Ps(args) => endpoint::ps(&args, &context),
         Command::Fdb(args) => fdb::run(args, &context),
+        Command::Dns(command) => dns::run(command, &context),
         Command::Status(args) => status::run(&args, &context),
         Command::Events(args) => status::events(&args, &context),
         Command::Init(args) => cluster::init(args, &context),

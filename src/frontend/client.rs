@@ -18,13 +18,13 @@ use tokio::net::UnixStream;
 
 use super::http::Removed;
 use crate::agent::api::{
-    ApiError, AttachRequest, BackendChange, BackendList, CreateNetwork, CreateService,
-    EndpointList, EndpointRecord, EndpointView, ErrorBody, ErrorCode, EventList, FdbList,
-    IngressList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply, LeaveReply,
-    LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction, NodeChange,
-    NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport, ServiceList,
-    ServiceView, Status, TokenCreated, TokenList, TokenRequest, UpdateService, VersionInfo,
-    VtepChange, VtepList,
+    ApiError, AttachRequest, BackendChange, BackendList, CreateNetwork, CreateService, DnsList,
+    DnsLookup, EndpointList, EndpointRecord, EndpointView, ErrorBody, ErrorCode, EventList,
+    FdbList, IngressList, InitReply, InitRequest, IpamList, JoinClusterRequest, JoinReply,
+    LeaveReply, LeaveRequest, Mac, NetworkCreated, NetworkView, NetworksPruned, NodeAction,
+    NodeChange, NodeList, NodeView, PeerList, RecordRequest, RecordsApplied, ResetReport,
+    ServiceList, ServiceView, Status, TokenCreated, TokenList, TokenRequest, UpdateService,
+    VersionInfo, VtepChange, VtepList,
 };
 
 /// How long a request may take when nothing else is said.
@@ -307,6 +307,28 @@ impl Client {
             }
             None => self.get("/v1/fdb").await,
         }
+    }
+
+    /// Lists names.
+    pub async fn dns(&self, network: Option<&str>) -> Result<DnsList, ApiError> {
+        let query = network.map_or_else(String::new, |n| format!("?network={}", segment(n)));
+        self.get(&format!("/v1/dns{query}")).await
+    }
+
+    /// Asks for a name.
+    pub async fn dns_lookup(
+        &self,
+        name: &str,
+        network: Option<&str>,
+        kind: Option<&str>,
+    ) -> Result<DnsLookup, ApiError> {
+        let mut path = format!("/v1/dns/lookup?name={}", segment(name));
+        for (key, value) in [("network", network), ("type", kind)] {
+            if let Some(value) = value {
+                path += &format!("&{key}={}", segment(value));
+            }
+        }
+        self.get(&path).await
     }
 
     /// How the node is.

@@ -11,6 +11,7 @@
 //! | `POST /v1/networks/{ref}/endpoints` | attach |
 //! | `DELETE /v1/networks/{ref}/endpoints/{ref}` | detach |
 //! | `GET /v1/endpoints`, `/v1/fdb?network=…`, `/v1/status`, `/v1/events?after=…`, `/v1/version` | look |
+//! | `GET /v1/dns?network=…`, `/v1/dns/lookup?name=…&network=…&type=…` | names; one of them asked for |
 //! | `POST /v1/reset` | remove everything |
 //! | `POST /v1/cluster/init`, `/join`, `/leave`, `/rotate-key` | the cluster ([`cluster`]) |
 //! | `GET /v1/nodes`, `GET`, `POST`, `DELETE /v1/nodes/{ref}` | nodes |
@@ -59,6 +60,8 @@ pub fn router(agent: Agent) -> Router {
         .nest("/networks/{network}", network)
         .route("/endpoints", get(endpoints))
         .route("/fdb", get(fdb))
+        .route("/dns", get(dns))
+        .route("/dns/lookup", get(dns_lookup))
         .route("/status", get(status))
         .route("/events", get(events))
         .route("/version", get(version))
@@ -328,15 +331,38 @@ async fn endpoints(State(agent): State<Agent>) -> impl IntoResponse {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FdbQuery {
+struct NetworkQuery {
     network: Option<String>,
 }
 
 async fn fdb(
     State(agent): State<Agent>,
-    Params(query): Params<FdbQuery>,
+    Params(query): Params<NetworkQuery>,
 ) -> Result<impl IntoResponse, Failure> {
     ok(agent.fdb(query.network.as_deref())?)
+}
+
+async fn dns(
+    State(agent): State<Agent>,
+    Params(query): Params<NetworkQuery>,
+) -> Result<impl IntoResponse, Failure> {
+    ok(agent.dns(query.network.as_deref())?)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LookupQuery {
+    name: String,
+    network: Option<String>,
+    r#type: Option<String>,
+}
+
+async fn dns_lookup(
+    State(agent): State<Agent>,
+    Params(query): Params<LookupQuery>,
+) -> Result<impl IntoResponse, Failure> {
+    let (network, kind) = (query.network.as_deref(), query.r#type.as_deref());
+    ok(agent.dns_lookup(&query.name, network, kind).await?)
 }
 
 async fn status(State(agent): State<Agent>) -> impl IntoResponse {

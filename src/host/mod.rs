@@ -16,6 +16,7 @@
 //! - [`put_rules`], [`RuleWatch`], [`forget_flows`]: nftables rules of ours.
 //! - [`sweep()`]: what a killed agent left behind.
 //! - [`underlay_device`], [`watch_underlay`]: the device and MTU below the tunnel.
+//! - [`write_resolv`], [`remove_resolv`]: which resolver a named namespace asks.
 //! - [`jumbo_support`]: what the kernel does with TCP over IPv6 beyond 64 KiB.
 //!
 //! Every verb is idempotent: a second call with the same arguments repairs. A verb that fails takes
@@ -39,6 +40,7 @@ mod mark;
 mod neigh;
 mod netlink;
 mod nft;
+mod resolv;
 mod route;
 mod rule;
 mod sandbox;
@@ -65,6 +67,7 @@ pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
 pub use nft::{RuleWatch, ensure_loopback, forget_flows, put_rules, remove_rules, rules};
+pub use resolv::{remove_resolv, resolv_mark, sweep_resolv, write_resolv};
 pub use rule::PolicyRule;
 pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,

@@ -1,5 +1,6 @@
 //! A lab: made, changed and removed. The verbs of `weft lab`, without their printing.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -122,7 +123,10 @@ impl Lab {
             log_faults: log_faults(&dir),
         };
         let namespaces = space::remove_all(name);
+        // Its agents were killed, and left what they tell workloads of names.
+        let resolv = crate::host::sweep_resolv(&dir, true, &BTreeSet::new());
         space::remove_tree(&dir)?;
+        resolv?;
         namespaces?;
         // Fails when there are other labs, as it should.
         let _ = fs::remove_dir(LABS_DIR);

@@ -1,6 +1,8 @@
-//! L5: what makes networks usable. Which backend a connection goes to, and the rules that bring it there and back.
+//! L5: what makes networks usable: names, and which backend a connection goes to.
 //!
-//! Pure: functions of services, records and addresses to texts of rules. Who applies them, and when, is the agent's matter.
+//! [`dns`] serves names. [`balance`] and [`rules`] are pure: functions of services, records and addresses to texts of rules;
+//! who applies them, and when, is the agent's matter.
 
 pub mod balance;
+pub mod dns;
 pub mod rules;

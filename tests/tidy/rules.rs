@@ -10,6 +10,7 @@ const PURE: &[&str] = &[
     "src/model/",
     "src/dataplane/",
     "src/cluster/",
+    "src/services/",
 ];
 /// Their files that are the way out, and what hangs below them.
 const IMPURE: &[&str] = &[
@@ -25,6 +26,9 @@ const IMPURE: &[&str] = &[
     "src/cluster/manager/raft",
     "src/cluster/manager/gate",
     "src/cluster/manager/transport",
+    // Asking other resolvers; sockets and their limits.
+    "src/services/dns/forward",
+    "src/services/dns/server",
 ];
 
 /// What pure code never says.

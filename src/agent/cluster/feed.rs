@@ -355,6 +355,7 @@ impl Agent {
         }
         self.tell_routed(&routed);
         self.services_changed();
+        self.names_changed();
     }
 
     /// The VTEPs of each segment of those networks that are up and have several: a node with endpoints in one routes into

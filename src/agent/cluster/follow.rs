@@ -137,6 +137,7 @@ async fn take(agent: &Agent, cluster: &Arc<Cluster>, update: Update) {
     if is_new && let Err(error) = agent.save().await {
         tracing::warn!(%error, "the cluster's networks and services were not saved");
     }
+    agent.names_changed();
     for network in came.into_iter().filter(|network| !network.ingress) {
         agent.emit(Event::NetworkCreated {
             network: network.id,

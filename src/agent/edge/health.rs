@@ -96,10 +96,10 @@ pub(super) async fn settle(agent: &Agent) {
         }
     }
     for (id, subject) in wanted {
-        if !checks.running.contains_key(&id) {
+        checks.running.entry(id).or_insert_with(|| {
             let task = tokio::spawn(watch(agent.clone(), subject.clone()));
-            checks.running.insert(id, (subject, task));
-        }
+            (subject, task)
+        });
     }
 }
 

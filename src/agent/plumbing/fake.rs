@@ -18,6 +18,7 @@ use super::{
 use crate::agent::api::{DataplaneStatus, HealthItem};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::network::overhead;
+use crate::services::dns::server::Sockets;
 use crate::tables::record::EndpointRecord;
 use crate::wire::{Mac, Vni};
 
@@ -54,6 +55,8 @@ pub struct World {
     pub dataplane: DataplaneStatus,
     /// What [`Plumbing::trouble`] answers.
     pub trouble: Vec<HealthItem>,
+    /// The resolv.conf of named namespaces.
+    pub resolv: BTreeMap<String, String>,
     /// Whether forwarding runs.
     pub running: bool,
 }
@@ -307,6 +310,29 @@ impl Plumbing for FakePlumbing {
 
     fn present(&self, plan: NetworkPlan) -> BoxFuture<'_, Outcome<Option<Present>>> {
         ready(self.look(&plan)).boxed()
+    }
+
+    fn names_place(&self, _: &str) -> Outcome<Option<u64>> {
+        self.verb("names_place").map(|_| None)
+    }
+
+    fn open_names(&self, _: &str, _: &[IpAddr]) -> Outcome<Sockets> {
+        self.verb("open_names").map(|_| Sockets::default())
+    }
+
+    fn set_resolv(&self, name: &str, text: Option<&str>) -> Outcome<bool> {
+        let mut world = self.verb("set_resolv")?;
+        match text {
+            Some(text) => drop(world.resolv.insert(name.into(), text.into())),
+            None => drop(world.resolv.remove(name)),
+        }
+        Ok(true)
+    }
+
+    fn sweep_resolv(&self, keep: &BTreeSet<String>) -> Outcome<()> {
+        let mut world = self.verb("sweep_resolv")?;
+        world.resolv.retain(|name, _| keep.contains(name));
+        Ok(())
     }
 
     fn forwards(&self, network: &str) -> bool {

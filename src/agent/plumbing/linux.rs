@@ -3,7 +3,7 @@
 //! A network comes up as: kernel objects, table segments, uplinks; it goes down in the opposite order. What
 //! this process holds of a network is in [`Held`]; what the kernel holds is asked anew each time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -30,7 +30,9 @@ use crate::host::{
     BridgeRef, EndpointSpec, GsoSizes, HostError, JumboSupport, NetworkSandbox, NetworkSpec,
     SegmentLinks, SegmentSpec, UplinkKind, WorkloadRef,
 };
+use crate::services::dns::server::Sockets;
 use crate::sys::clock::now_ns;
+use crate::sys::netns::Netns;
 use crate::sys::packet::{PacketOptions, PacketSocket};
 use crate::sys::tap::Tap;
 use crate::tables::record::EndpointRecord;
@@ -183,6 +185,13 @@ pub async fn sweep_all(run_dir: &Path) -> Outcome<Swept> {
             Err(error) => swept.failures.push(error.message),
         }
     }
+    match crate::host::sweep_resolv(run_dir, false, &BTreeSet::new()) {
+        Ok(removed) => {
+            let removed = removed.iter().map(|path| path.display().to_string());
+            swept.removed.extend(removed);
+        }
+        Err(error) => swept.failures.push(error.to_string()),
+    }
     Ok(swept)
 }
 
@@ -246,6 +255,10 @@ impl Shared {
 
     fn netns_path(&self, id: &str) -> PathBuf {
         self.run_dir.join("netns").join(ident::short(id))
+    }
+
+    fn netns(&self, network: &str) -> Outcome<Netns> {
+        Netns::open(self.netns_path(network)).map_err(|e| refused(e.to_string()))
     }
 
     fn with_dataplane<T>(
@@ -670,6 +683,30 @@ impl Plumbing for LinuxPlumbing {
             .tables()
             .set_vteps(vni, vteps)
             .map_err(table_error)
+    }
+
+    fn names_place(&self, network: &str) -> Outcome<Option<u64>> {
+        let netns = self.shared.netns(network)?;
+        let id = netns.id().map_err(|e| refused(e.to_string()))?;
+        Ok(Some(id.1))
+    }
+
+    fn open_names(&self, network: &str, addresses: &[IpAddr]) -> Outcome<Sockets> {
+        let netns = self.shared.netns(network)?;
+        Sockets::open(&netns, addresses).map_err(|e| refused(e.to_string()))
+    }
+
+    fn set_resolv(&self, name: &str, text: Option<&str>) -> Outcome<bool> {
+        let done = match text {
+            Some(text) => crate::host::write_resolv(name, text),
+            None => crate::host::remove_resolv(name, &self.shared.run_dir).map(|()| true),
+        };
+        done.map_err(host_error)
+    }
+
+    fn sweep_resolv(&self, keep: &BTreeSet<String>) -> Outcome<()> {
+        let swept = crate::host::sweep_resolv(&self.shared.run_dir, false, keep);
+        swept.map(drop).map_err(host_error)
     }
 
     fn dataplane(&self) -> DataplaneStatus {

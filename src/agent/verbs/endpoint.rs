@@ -110,7 +110,10 @@ impl Agent {
             self.unplug(&network, &endpoint).await?;
             return Err(error);
         }
+        self.names_changed();
+        self.tell_workload(&endpoint.target);
         self.publish(&network, &endpoint).await;
+        self.names_settled().await;
         self.emit(Event::EndpointAttached {
             network: id.to_owned(),
             endpoint: endpoint.id.clone(),
@@ -359,6 +362,7 @@ impl Agent {
             record.ok_or_else(|| ApiError::internal("an endpoint outside of its network"))?;
         let plugged = match self.plumbing().put_local(&record) {
             Ok(()) => {
+                self.expect_client(&network.id, &record);
                 self.plumbing()
                     .endpoint_up(EndpointPlan::of(network, &endpoint))
                     .await
@@ -468,6 +472,8 @@ impl Agent {
                 .remove(&reconcile::endpoint_key(network, endpoint));
             live.endpoints_of(&network.id).next().is_none()
         };
+        self.names_changed();
+        self.tell_workload(&endpoint.target);
         let removed = self
             .plumbing()
             .endpoint_down(&network.id, &endpoint.id)

@@ -222,6 +222,7 @@ impl Agent {
             self.restore_remote(&id, &before);
             return Err(error);
         }
+        self.names_changed();
         if let Err(error) = self.tell_changes(&network, &before) {
             self.take_changes_back(&network, &before).await?;
             return Err(error);
@@ -248,6 +249,7 @@ impl Agent {
     /// Puts one network's share of an older table back; other networks may have changed since.
     fn restore_remote(&self, id: &str, before: &RemoteTable) {
         self.live().node.remote.restore(id, before);
+        self.names_changed();
     }
 
     /// Tells the tables how a network's remote part differs from before.

@@ -79,6 +79,8 @@ impl Agent {
             }
         }
         edge::take_down(self).await;
+        // One that could not be brought down is taken away now, and may have a server yet.
+        self.stop_all_names().await;
         match self.plumbing().sweep(Keep::new()).await {
             Ok(swept) => {
                 report.swept = swept.removed;

@@ -165,6 +165,7 @@ impl Agent {
             local: true,
             target: Some(endpoint.target.clone()),
             ifname: Some(endpoint.ifname.clone()),
+            nameservers: self.nameservers_of(network, endpoint),
             mtu,
             created: Some(ident::rfc3339(endpoint.created)),
             version: endpoint.version,
@@ -273,6 +274,7 @@ impl Agent {
             pid: std::process::id(),
             epoch: live.node.epoch,
             cluster,
+            dns: self.dns_status(),
             dataplane,
             networks,
         }
@@ -385,6 +387,7 @@ fn remote_view(network: &Network, record: &EndpointRecord) -> EndpointView {
         local: false,
         target: None,
         ifname: None,
+        nameservers: Vec::new(),
         mtu: None,
         created: None,
         version: record.version,

@@ -133,7 +133,24 @@ fn render(status: &Status) -> String {
         "networks   {} known, {up} up; endpoints {here} here, {elsewhere} elsewhere\n",
         status.networks.len()
     );
+    text += &names(status);
     text + &networks(status) + &drops(status) + &health(status)
+}
+
+fn names(status: &Status) -> String {
+    let Some(dns) = &status.dns else {
+        return String::new();
+    };
+    let queries: u64 = dns.queries.values().sum();
+    let slow = dns.local.percentile_us(99);
+    let slow = slow.map_or_else(String::new, |us| {
+        format!(", 99% answered here within {} ms", us as f64 / 1000.0)
+    });
+    let names = output::count(dns.names as u64);
+    format!(
+        "dns        {names} names, {} queries{slow}\n",
+        output::count(queries)
+    )
 }
 
 fn cluster(status: &Status) -> String {
