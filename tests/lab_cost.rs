@@ -94,7 +94,7 @@ fn attaching_and_detaching_leaves_nothing_with_the_agent_or_the_kernel() {
     block_on(client.create_network(&wish)).unwrap();
     let guest = netns_name(lab.name(), "guest");
     space::create(&guest).unwrap();
-    let before = Inventory::take(&lab, "n1");
+    let before = Inventory::settled(&lab, "n1");
     let cycles = if long() { 100 } else { 20 };
     for cycle in 0..cycles {
         for network in networks {

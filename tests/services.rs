@@ -84,6 +84,29 @@ fn every_node_leads_to_every_backend_and_each_sees_its_client() {
             });
         }
     }
+    // A client people use.
+    let url = format!("http://{}:8080/", field.address(1, false));
+    let fetched = run_in(
+        &field.client,
+        &["curl", "-sS", "--fail", "--max-time", "5", &url],
+    );
+    assert!(fetched.trim_end().ends_with(CLIENT_V4), "{fetched}");
+    let socket = field.lab.socket("n1").display().to_string();
+    let metrics = run_in(
+        &field.client,
+        &[
+            "curl",
+            "-sS",
+            "--unix-socket",
+            &socket,
+            "http://weft/metrics",
+        ],
+    );
+    assert!(
+        metrics.contains("weft_service_backends{service=\"my-web\",standing=\"ready\"} 3"),
+        "{metrics}"
+    );
+
     // From a node itself: by its own address it is the client, over loopback the agent is.
     let node = field.lab.netns("n2").unwrap();
     let own = SocketAddr::new(field.address(2, false), 8080);

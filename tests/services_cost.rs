@@ -48,11 +48,13 @@ impl Sink {
                 client
                     .set_read_timeout(Some(Duration::from_millis(200)))
                     .unwrap();
-                while let Ok(len) = client.read(&mut room) {
-                    if len == 0 || halt.load(Ordering::Relaxed) {
-                        break;
+                while !halt.load(Ordering::Relaxed) {
+                    match client.read(&mut room) {
+                        Ok(0) => break,
+                        Ok(len) => drop(count.fetch_add(len as u64, Ordering::Relaxed)),
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                        Err(_) => break,
                     }
-                    count.fetch_add(len as u64, Ordering::Relaxed);
                 }
             }
         });
@@ -275,12 +277,17 @@ fn a_virtual_address_and_a_published_port_cost_little() {
     let host = field.lab.netns("n1").unwrap();
     let dnat = format!(
         "table ip plain {{ chain lead {{ type nat hook prerouting priority -100; \
-         tcp dport {} dnat to 203.0.113.2:{BULK}; tcp dport {} dnat to 203.0.113.2:{SHORT}; }} }}",
+         tcp dport {} dnat to 203.0.113.2:{BULK}; tcp dport {} dnat to 203.0.113.2:{SHORT}; }}; }}",
         8000 + BULK,
         8000 + SHORT
     );
     run_in(&host, &["nft", &dnat]);
     let (near_sink, plain_sink) = (Sink::start(&near), Sink::start(&plain));
+    // Before, the socket that holds the port takes connections in and closes them.
+    eventually("the port is led on", PATIENCE, || {
+        let rules = run_in(&host, &["nft", "list", "ruleset"]);
+        rules.contains(&format!("dport {} dnat", 9000 + BULK))
+    });
     for base in [8000, 9000] {
         eventually("both ports answer", PATIENCE, || {
             let to = at("10.99.0.1", base + SHORT);

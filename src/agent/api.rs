@@ -509,8 +509,26 @@ pub struct Status {
     pub dns: Option<DnsStatus>,
     /// The dataplane.
     pub dataplane: DataplaneStatus,
-    /// Every overlay network but `ingress`.
+    /// Every overlay network; `ingress` where it is up.
     pub networks: Vec<NetworkStatus>,
+    /// Every service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceStatus>,
+}
+
+/// One service in [`Status`]: its backends, as far as this node knows, by how they stand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Backends that get connections.
+    pub ready: usize,
+    /// Backends that end what they have.
+    pub draining: usize,
+    /// Backends whose check fails.
+    pub unhealthy: usize,
+    /// Published ports.
+    pub ports: usize,
 }
 
 /// Reply to `GET /v1/version`.

@@ -93,7 +93,7 @@ pub(super) async fn take_down(agent: &Agent) {
     agent.inner.edge.ports.lock().await.close();
     agent.inner.edge.health.lock().await.stop();
     rules::take_down(agent).await;
-    egress::close(agent).await;
+    egress::take_down(agent).await;
     mesh::take_down(agent).await;
 }
 

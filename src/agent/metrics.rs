@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::api::{ClusterStatus, DnsStatus, DnsTimes, Status, Verdict};
+use super::api::{ClusterStatus, DnsStatus, DnsTimes, ServiceStatus, Status, Verdict};
 
 type Label = Vec<(&'static str, String)>;
 
@@ -22,6 +22,7 @@ pub fn text(status: &Status) -> String {
     traffic(&mut registry, status);
     drops(&mut registry, status);
     networks(&mut registry, status);
+    services(&mut registry, &status.services);
     if let Some(part) = &status.dns {
         dns(&mut registry, part);
     }
@@ -203,6 +204,34 @@ fn networks(registry: &mut Registry, status: &Status) {
             .set(to_i64(count));
     }
     registry.register("endpoints", "Endpoints here and on other nodes", endpoints);
+}
+
+fn services(registry: &mut Registry, services: &[ServiceStatus]) {
+    let (backends, ports) = (
+        Family::<Label, Gauge>::default(),
+        Family::<Label, Gauge>::default(),
+    );
+    for service in services {
+        let name = || ("service", service.name.clone());
+        let standings = [
+            ("ready", service.ready),
+            ("draining", service.draining),
+            ("unhealthy", service.unhealthy),
+        ];
+        for (standing, count) in standings {
+            let label = vec![name(), ("standing", standing.to_owned())];
+            backends.get_or_create(&label).set(to_i64(count as u64));
+        }
+        ports
+            .get_or_create(&vec![name()])
+            .set(to_i64(service.ports as u64));
+    }
+    registry.register(
+        "service_backends",
+        "Backends of services this node knows of, by how they stand",
+        backends,
+    );
+    registry.register("service_ports", "Published ports of services", ports);
 }
 
 fn dns(registry: &mut Registry, dns: &DnsStatus) {

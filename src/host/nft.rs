@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use futures_util::FutureExt;
@@ -95,6 +96,15 @@ fn absent() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
+/// Where a program of administrators is: a service's search path may lack their directories.
+fn located(program: &str) -> PathBuf {
+    let places = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+    let paths = places.iter().map(|place| Path::new(place).join(program));
+    let mut there = paths.filter(|path| path.exists());
+    // Elsewhere, and the search path may know.
+    there.next().unwrap_or_else(|| program.into())
+}
+
 async fn run(netns: &Netns, arguments: &[&str], input: String) -> Result<String, HostError> {
     run_program(netns, "nft", arguments, input).await
 }
@@ -106,7 +116,7 @@ async fn run_program(
     input: String,
 ) -> Result<String, HostError> {
     faults::check().map_err(|errno| HostError::io(format!("run {program}"), errno.into()))?;
-    let mut command = netns.command(program)?;
+    let mut command = netns.command(located(program))?;
     command
         .args(arguments)
         .stdin(Stdio::piped())

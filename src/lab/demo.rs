@@ -4,6 +4,7 @@
 //! stream through weft beside one through the kernel's VXLAN between the same two nodes, in turns. Everything is
 //! removed at the end, and an audit says so.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use super::space;
 use super::steps::{Interrupt, Steps};
 use super::text;
 use super::throughput::{End, Transfer, transfer};
+use super::web::{self, WebServer};
 use crate::agent::api::{NetworkView, exit};
 use crate::frontend::client::Client;
 use crate::wire::{Mac, Vni};
@@ -110,6 +112,7 @@ fn tour(lab: &Lab, args: &DemoArgs, steps: &Steps) -> Result<(), LabError> {
     show_networks(lab)?;
     steps.interrupt().check()?;
     ping_everyone(lab, steps)?;
+    show_service(lab, steps)?;
     if !args.no_throughput {
         compare_throughput(lab, args, steps)?;
     }
@@ -207,6 +210,74 @@ fn ping_everyone(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
             detail: ": see FAIL above".into(),
         }),
     }
+}
+
+/// A service over all workloads, called by a node that is a client of the others.
+fn show_service(lab: &Lab, steps: &Steps) -> Result<(), LabError> {
+    headline("a published service: every node answers, and a backend sees its client");
+    let plan = lab.plan();
+    let [asked, client, ..] = plan.nodes.as_slice() else {
+        return Ok(());
+    };
+    let service = plan.options.service.as_str();
+    let servers: Result<Vec<WebServer>, LabError> = plan
+        .workloads
+        .iter()
+        .map(|workload| WebServer::start(&workload.name, &lab.netns(&workload.name)?, 80))
+        .collect();
+    let servers = servers?;
+    let network = plan.options.network.as_str();
+    print!(
+        "{}",
+        weft(
+            lab,
+            &[
+                "service",
+                "create",
+                "--network",
+                network,
+                "--publish",
+                "8080:80",
+                service
+            ]
+        )?
+    );
+    let netns = lab.netns(&client.name)?;
+    let to = SocketAddr::new(asked.vtep(), 8080);
+    println!(
+        "$ curl http://{to}    on {}, as often as there are backends",
+        client.name
+    );
+    let mut answers = 0;
+    let mut tries = 0;
+    while answers < servers.len() {
+        steps.interrupt().check()?;
+        match web::fetch(&netns, to) {
+            Ok(answer) => {
+                println!("{answer}");
+                answers += 1;
+            }
+            Err(_) if tries < 200 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => {
+                return Err(LabError::Timeout {
+                    what: format!("an answer from {to}"),
+                    seconds: 10,
+                    detail: format!(": {error}"),
+                });
+            }
+        }
+    }
+    print!("{}", weft(lab, &["service", "ps", service])?);
+    print!("{}", weft(lab, &["ingress", "ls"])?);
+    print!(
+        "{}",
+        weft(lab, &["dns", "lookup", service, "--network", network])?
+    );
+    print!("{}", weft(lab, &["service", "rm", service])?);
+    Ok(())
 }
 
 /// Both paths in turns, so that a busy moment of the machine meets both.

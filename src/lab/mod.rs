@@ -44,6 +44,7 @@ pub mod steps;
 pub mod summary;
 pub mod text;
 pub mod throughput;
+pub mod web;
 
 pub use error::LabError;
 pub use harness::{Lab, Place, Removed};

@@ -18,6 +18,11 @@ use super::request::{
 use super::{ident, suggest};
 use crate::tables::SegmentPolicy;
 use crate::wire::Vni;
+use builtin::Stored;
+
+mod builtin;
+
+pub use builtin::Builtin;
 
 /// The subnet of `ingress`, kept free of other networks on every node.
 pub const INGRESS_SUBNET: Ipv4Network =
@@ -244,29 +249,6 @@ impl Network {
     }
 }
 
-/// A network every node has, as Docker does, of which weft keeps the name only.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Builtin {
-    /// Name.
-    pub name: String,
-    /// Id, stable over restarts.
-    pub id: String,
-    /// Nanoseconds since 1970.
-    pub created: u64,
-}
-
-impl Builtin {
-    /// Driver and scope as Docker shows them.
-    pub fn driver_and_scope(&self) -> (&'static str, &'static str) {
-        match self.name.as_str() {
-            "host" => ("host", "local"),
-            "none" => ("null", "local"),
-            _ => ("bridge", "local"),
-        }
-    }
-}
-
 /// `/v1/networks/prune` would mean a network of this name, too.
 const RESERVED_NAME: &str = "prune";
 
@@ -289,42 +271,6 @@ pub struct Catalog {
     pub networks: BTreeMap<String, Network>,
     /// The VNI given out last; the next one follows it, so that a freed VNI rests a long time.
     pub last_vni: u32,
-}
-
-/// A catalog as it was written, perhaps when `ingress` was but a name.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    builtins: Vec<Builtin>,
-    networks: BTreeMap<String, Network>,
-    last_vni: u32,
-}
-
-impl From<Stored> for Catalog {
-    fn from(stored: Stored) -> Catalog {
-        let Stored {
-            mut builtins,
-            mut networks,
-            last_vni,
-        } = stored;
-        let known = networks.values().any(|network| network.ingress);
-        let named = builtins.iter().position(|b| b.name == INGRESS_NAME);
-        let named = named.map(|index| builtins.remove(index));
-        if !known {
-            let ids: String = builtins.iter().map(|b| b.id.as_str()).collect();
-            let (id, created) = match named {
-                Some(builtin) => (builtin.id, builtin.created),
-                // Of an edited file: an id that every reader of the same file comes to.
-                None => (ident::id_from_bits(fnv1a(ids.as_bytes()).into()), 0),
-            };
-            networks.insert(id.clone(), Network::new_ingress(id, created));
-        }
-        Catalog {
-            builtins,
-            networks,
-            last_vni,
-        }
-    }
 }
 
 /// Where subnets come from when none is given.

@@ -278,9 +278,19 @@ async fn services_outlive_a_crash_and_need_a_majority_to_change() {
     nodes[0]
         .until_standings("web", &[("b", Standing::Draining, 1)])
         .await;
-    let next = nodes[0].client();
-    let next = next.create_service(&service("api", &["web"], &[])).await;
-    assert_eq!(vips(&next.unwrap()), ["10.0.1.253"]);
+    // The managers have to find their leader first.
+    let end = Instant::now() + PATIENCE;
+    let wish = service("api", &["web"], &[]);
+    let next = loop {
+        match nodes[0].client().create_service(&wish).await {
+            Ok(next) => break next,
+            Err(error) => {
+                assert_eq!(error.code, ErrorCode::NoQuorum, "{error}");
+                assert!(Instant::now() < end);
+            }
+        }
+    };
+    assert_eq!(vips(&next), ["10.0.1.253"]);
     stop(&mut nodes).await;
 }
 

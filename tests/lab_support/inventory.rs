@@ -51,6 +51,20 @@ impl Inventory {
         }
     }
 
+    /// As [`Inventory::take`], once nothing has changed for a while: an agent that has just begun is still at work.
+    pub fn settled(lab: &Lab, node: &str) -> Inventory {
+        let end = Instant::now() + Duration::from_secs(20);
+        let mut last = Inventory::take(lab, node);
+        let mut same = 0;
+        while same < 10 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = Inventory::take(lab, node);
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
+    }
+
     /// Looks until what there was before is there again, and no more. Idle threads of a pool end in their own
     /// time, ten seconds on: one that was counted before may be gone.
     pub fn assert_reached_again(&self, lab: &Lab, node: &str, limit: Duration) {

@@ -308,8 +308,15 @@ fn free_subnets(in_use: &[IpNetwork]) -> Result<Vec<IpNetwork>, ApiError> {
     Ok(addresses)
 }
 
+/// Takes the gateway bridge and all legs away.
+pub(super) async fn take_down(agent: &Agent) {
+    let mut given = agent.inner.edge.legs.lock().await;
+    *given = Given::default();
+    close(agent).await;
+}
+
 /// Takes the gateway bridge away: nobody needs it.
-pub(in crate::agent) async fn close(agent: &Agent) {
+async fn close(agent: &Agent) {
     let Some(gateway) = agent.live().node.edge.gateway.clone() else {
         return;
     };

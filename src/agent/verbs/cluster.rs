@@ -343,7 +343,13 @@ impl Agent {
 
     async fn leave_now(&self, force: bool) -> Result<LeaveReply, ApiError> {
         let cluster = self.in_cluster()?;
-        let endpoints = self.live().node.endpoints.len();
+        let endpoints = {
+            let live = self.live();
+            let all = live.node.endpoints.values();
+            // The node's own leg on the ingress network is nobody's to detach.
+            all.filter(|endpoint| !endpoint.mac.is_ingress_leg())
+                .count()
+        };
         if endpoints > 0 && !force {
             return Err(ApiError::new(
                 ErrorCode::NetworkInUse,

@@ -71,10 +71,14 @@ impl Agent {
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(id).await;
         let network = self.live().network(id)?.clone();
-        let found = match self.find_or_plan(&network, &name, wish, &workload).await {
+        let found = match self
+            .find_or_plan(&network, (&name, role), wish, &workload)
+            .await
+        {
             // Who is in the way may be gone, and only not be missed yet.
             Err(_) if self.forget_gone(&network).await? => {
-                self.find_or_plan(&network, &name, wish, &workload).await?
+                self.find_or_plan(&network, (&name, role), wish, &workload)
+                    .await?
             }
             found => found?,
         };
@@ -198,7 +202,7 @@ impl Agent {
     async fn find_or_plan(
         &self,
         network: &Network,
-        name: &str,
+        (name, role): (&str, Role),
         wish: &AttachRequest,
         workload: &Workload,
     ) -> Result<Attachment, ApiError> {
@@ -207,7 +211,10 @@ impl Agent {
         }
         let (id, choice) = match self.cluster() {
             Some(cluster) => {
-                cluster.takes_workloads()?;
+                // A node that takes no workloads leads published ports on all the same.
+                if role == Role::Workload {
+                    cluster.takes_workloads()?;
+                }
                 self.begin_leases(&cluster).await?;
                 let id = cluster.new_endpoint_id();
                 let choice = self.choose_leased(&cluster, network, wish, &id).await?;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::agent::api::{
     BackendChange, BackendCount, BackendList, BackendView, CreateService, EndpointView,
-    IngressList, IngressPort, ServiceList, ServiceNetworkView, ServiceView, UnseenNetwork,
-    UpdateService,
+    IngressList, IngressPort, ServiceList, ServiceNetworkView, ServiceStatus, ServiceView,
+    UnseenNetwork, UpdateService,
 };
 use crate::agent::cluster::{Cluster, ECHO_LIMIT, odd_answer};
 use crate::agent::endpoint::Endpoint;
@@ -167,6 +167,31 @@ impl Agent {
             backends: backends.into_iter().map(backend).collect(),
             unseen: self.unseen(&live, found),
         })
+    }
+
+    /// Every service, counted.
+    pub(in crate::agent) fn service_statuses(&self, live: &Live) -> Vec<ServiceStatus> {
+        let services = live.node.services.values();
+        let mut statuses: Vec<ServiceStatus> = services
+            .map(|service| {
+                let backends = self.backend_views(live, service);
+                let of = |standing| {
+                    backends
+                        .iter()
+                        .filter(|b| b.backing.standing == standing)
+                        .count()
+                };
+                ServiceStatus {
+                    name: service.name.clone(),
+                    ready: of(Standing::Ready),
+                    draining: of(Standing::Draining),
+                    unhealthy: of(Standing::Unhealthy),
+                    ports: service.ports.len(),
+                }
+            })
+            .collect();
+        statuses.sort_by(|a, b| a.name.cmp(&b.name));
+        statuses
     }
 
     fn count(&self, live: &Live, service: &Service) -> BackendCount {

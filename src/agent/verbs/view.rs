@@ -277,6 +277,7 @@ impl Agent {
             dns: self.dns_status(),
             dataplane,
             networks,
+            services: self.service_statuses(&live),
         }
     }
 
