@@ -631,3 +631,131 @@ fn flushed_rules_of_a_client_a_backend_and_the_mesh_come_back() {
     assert!(worst <= Duration::from_secs(1), "{worst:?}");
     let _ = netns_name(&field.lab, "n1");
 }
+
+/// Many short connections while backends come, are killed, drain and go. Shorter unless `WEFT_LONG=1`.
+#[test]
+fn many_connections_fail_only_where_a_backend_was_killed() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let mut servers: BTreeMap<String, Server> = field
+        .serve_my_web()
+        .into_iter()
+        .map(|server| (server.name.clone(), server))
+        .collect();
+    publish_my_web(&field);
+    field.done(
+        "n1",
+        &[
+            "service",
+            "update",
+            "my-web",
+            "--health-tcp",
+            "80",
+            "--health-interval",
+            "200ms",
+            "--health-timeout",
+            "200ms",
+            "--health-retries",
+            "1",
+        ],
+    );
+    // Twice as many to the first as to the others.
+    field.done("n1", &["service", "weight", "my-web", "my-web.1", "2"]);
+    let node = |number: u64| SocketAddr::new(field.address((number % 3) as usize + 1, false), 8080);
+    for index in 0..3 {
+        all_answer("ready", &backends(&field), CLIENT_V4, || {
+            ask(&field.client, node(index))
+        });
+    }
+    let goal = if long() { 100_000 } else { 3_000 };
+    let load = Load::new();
+    let before: BTreeMap<String, u64> = servers
+        .iter()
+        .map(|(name, server)| (name.clone(), server.answered.load(Ordering::Relaxed)))
+        .collect();
+    let mut worst = Duration::ZERO;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| load.run(&field.client, node));
+        }
+        let reached = |count: u64| {
+            eventually("as many connections", Duration::from_secs(600), || {
+                load.asked.load(Ordering::Relaxed) >= count
+            });
+        };
+        reached(goal / 3);
+        assert_eq!(
+            load.failed.load(Ordering::Relaxed),
+            0,
+            "nothing has happened yet"
+        );
+        // Each by its weight: checks are answered, too, and are few.
+        let shares: BTreeMap<&String, u64> = servers
+            .iter()
+            .map(|(name, server)| (name, server.answered.load(Ordering::Relaxed) - before[name]))
+            .collect();
+        let all: u64 = shares.values().sum();
+        for (name, count) in &shares {
+            let due = if *name == "my-web.1" { 0.5 } else { 0.25 };
+            let share = *count as f64 / all as f64;
+            assert!(
+                (share / due - 1.0).abs() < 0.1,
+                "{name} got {share:.3} of all: {shares:?}"
+            );
+        }
+        for (round, until) in [(0, 2 * goal / 3), (1, goal)] {
+            // One comes, one drains and goes: nobody notices.
+            let failed = load.failed.load(Ordering::Relaxed);
+            let (new, old) = (format!("late.{round}"), format!("my-web.{}", round + 1));
+            let home = format!("n{}", round + 1);
+            let netns = space_for(&field, &new);
+            servers.insert(new.clone(), Server::start(&new, &netns, 80));
+            let target = format!("weft-{}-{new}", field.lab.name());
+            field.done(
+                &home,
+                &[
+                    "attach",
+                    "my-network",
+                    &target,
+                    "--name",
+                    &new,
+                    "--service",
+                    "my-web",
+                ],
+            );
+            field.done(&home, &["service", "drain", "my-web", &old]);
+            // Its check goes on.
+            std::thread::sleep(Duration::from_secs(2));
+            field.done(&home, &["detach", "my-network", &old]);
+            servers.remove(&old);
+            std::thread::sleep(Duration::from_millis(300));
+            assert_eq!(
+                load.failed.load(Ordering::Relaxed),
+                failed,
+                "while {old} went"
+            );
+            if round == 0 {
+                // One is killed: for a moment it is noticed.
+                let killed = Instant::now();
+                servers.remove("my-web.3");
+                std::thread::sleep(Duration::from_secs(3));
+                let last = load.last_failure.lock().unwrap().unwrap_or(killed);
+                worst = last.saturating_duration_since(killed);
+            }
+            reached(until);
+        }
+        load.over.store(true, Ordering::Relaxed);
+    });
+    let (asked, failed) = (
+        load.asked.load(Ordering::Relaxed),
+        load.failed.load(Ordering::Relaxed),
+    );
+    note(&format!(
+        "{asked} connections, {failed} failed, all within {} ms after a backend was killed",
+        worst.as_millis()
+    ));
+    assert!(worst <= Duration::from_millis(1500), "{worst:?}");
+}
