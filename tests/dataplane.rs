@@ -681,3 +681,62 @@ fn a_removed_network_takes_no_more_frames() {
     assert_eq!(pair.b.counters().dropped(DropReason::UnknownVni), 1);
     pair.check();
 }
+
+#[test]
+fn a_nodes_own_leg_on_ingress_brings_addresses_of_clients_and_no_workload_does() {
+    let ingress = SegmentPolicy {
+        client_addresses: true,
+        ..SegmentPolicy::default()
+    };
+    let client = Ipv4Addr::new(198, 51, 100, 7);
+    let leg = Mac::ingress_leg(A);
+    // A frame of A's endpoint under the MAC of a leg, or as the endpoint has it.
+    let frame = |mac: Mac, source: Ipv4Addr| {
+        let mut frame = eth_ipv4_udp(source, B, b"hello");
+        frame[6..12].copy_from_slice(&mac.0);
+        frame
+    };
+    // With a sender that checks nothing, the receiver has to.
+    let arrives_from = |lax: bool, policy: SegmentPolicy, mac: Mac, source: Ipv4Addr| {
+        let mut pair = Pair::new(policy);
+        if lax {
+            let unchecked = SegmentPolicy {
+                spoof_check: false,
+                ..policy
+            };
+            pair.a
+                .writer
+                .update_segment(vni(), 1450, unchecked)
+                .unwrap();
+        }
+        for (node, own) in [(&mut pair.a, true), (&mut pair.b, false)] {
+            let mut record = record(1, "192.0.2.1".parse().unwrap());
+            record.mac = mac;
+            record.version.counter = 2;
+            match own {
+                true => node.writer.upsert_local(&record).unwrap(),
+                false => node.writer.upsert_remote(&record).unwrap(),
+            };
+        }
+        pair.a.port.push(Frame::plain(frame(mac, source)));
+        pair.run();
+        pair.check();
+        pair.b.port.take().len() == 1
+    };
+    let arrives = |policy: SegmentPolicy, mac: Mac, source: Ipv4Addr| {
+        let both = [false, true].map(|lax| arrives_from(lax, policy, mac, source));
+        assert_eq!(both[0], both[1], "sender and receiver agree");
+        both[0]
+    };
+    assert!(arrives(ingress, leg, client), "a client through a leg");
+    assert!(arrives(ingress, leg, A), "the leg itself");
+    assert!(
+        !arrives(ingress, leg, Ipv4Addr::new(10, 0, 1, 77)),
+        "an address of the network is no client's"
+    );
+    assert!(!arrives(ingress, mac_of(A), client), "a backend is no leg");
+    assert!(
+        !arrives(SegmentPolicy::default(), leg, client),
+        "on other networks nobody may"
+    );
+}

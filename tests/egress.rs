@@ -10,6 +10,15 @@ use lab_support::{Guard, can_make_labs, eventually, note};
 use service_support::{CLIENT_V4, Field, PATIENCE, Server, answered, ask, netns_name, run_in};
 use weft::sys::netns::Netns;
 
+/// Ends what waits for it when it goes, also by a failed check: a scope waits for its threads.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn rules(netns: &Netns) -> String {
     let output = netns
         .command("nft")
@@ -153,6 +162,7 @@ fn flushed_rules_come_back_within_a_second_and_nothing_leaves_unmasked_meanwhile
             }
             answers
         });
+        let _end = End(&over);
         for _ in 0..10 {
             run_in(&node, &["nft", "flush", "ruleset"]);
             let begun = Instant::now();

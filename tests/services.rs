@@ -243,6 +243,11 @@ impl Load {
         }
     }
 
+    /// Ends the load when it goes, also by a failed check: a scope waits for its threads.
+    fn ending(&self) -> EndOfLoad<'_> {
+        EndOfLoad(self)
+    }
+
     fn run(&self, from: &Netns, to: impl Fn(u64) -> SocketAddr + Sync) {
         from.run_in(|| {
             while !self.over.load(Ordering::Relaxed) {
@@ -257,6 +262,14 @@ impl Load {
             }
         })
         .unwrap();
+    }
+}
+
+struct EndOfLoad<'a>(&'a Load);
+
+impl Drop for EndOfLoad<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -295,6 +308,7 @@ fn draining_and_replacing_every_backend_fails_no_connection() {
     let (outside_load, inside_load) = (Load::new(), Load::new());
     let mut replacements = Vec::new();
     std::thread::scope(|scope| {
+        let _ends = (outside_load.ending(), inside_load.ending());
         for _ in 0..2 {
             scope.spawn(|| outside_load.run(&field.client, node));
         }
@@ -334,8 +348,6 @@ fn draining_and_replacing_every_backend_fails_no_connection() {
                 field.done(&home, &["detach", "my-network", &old]);
             }
         }
-        outside_load.over.store(true, Ordering::Relaxed);
-        inside_load.over.store(true, Ordering::Relaxed);
     });
     for (what, load) in [
         ("published port", &outside_load),
@@ -679,6 +691,7 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
         .collect();
     let mut worst = Duration::ZERO;
     std::thread::scope(|scope| {
+        let _end = load.ending();
         for _ in 0..4 {
             scope.spawn(|| load.run(&field.client, node));
         }
@@ -748,7 +761,6 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
             }
             reached(until);
         }
-        load.over.store(true, Ordering::Relaxed);
     });
     let (asked, failed) = (
         load.asked.load(Ordering::Relaxed),
