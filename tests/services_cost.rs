@@ -128,7 +128,7 @@ fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
 
 /// Runs both by turns; prints both and their ratio, and returns that.
 fn compare(what: &str, unit: &str, one: impl Fn() -> f64, other: impl Fn() -> f64) -> f64 {
-    let rounds = if long() { 7 } else { 2 };
+    let rounds = if long() { 5 } else { 2 };
     let mut values = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         values.0.push(one());
