@@ -305,12 +305,15 @@ fn draining_and_replacing_every_backend_fails_no_connection() {
     let caller = field.workload("n1", "caller", "my-network", &[]);
     let inside: SocketAddr = format!("{}:80", vip(&field, "my-web")).parse().unwrap();
     answered("inside", || ask(&caller, inside));
+    let second = outsider(&field.lab, "second", "10.99.0.102", "fd99::102");
     let (outside_load, inside_load) = (Load::new(), Load::new());
     let mut replacements = Vec::new();
     std::thread::scope(|scope| {
         let _ends = (outside_load.ending(), inside_load.ending());
-        for _ in 0..2 {
-            scope.spawn(|| outside_load.run(&field.client, node));
+        // As below: each client through a node of its own.
+        for (index, client) in [&field.client, &second].into_iter().enumerate() {
+            let (load, to) = (&outside_load, node(index as u64));
+            scope.spawn(move || load.run(client, |_| to));
         }
         scope.spawn(|| inside_load.run(&caller, |_| inside));
         let rounds = if long() { 3 } else { 1 };
@@ -746,8 +749,7 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
                 ],
             );
             field.done(&home, &["service", "drain", "my-web", &old]);
-            // Its check goes on.
-            std::thread::sleep(Duration::from_secs(2));
+            quiet(&servers[&old]);
             field.done(&home, &["detach", "my-network", &old]);
             servers.remove(&old);
             std::thread::sleep(Duration::from_millis(300));

@@ -193,8 +193,11 @@ impl Server {
             while !halt.load(Ordering::Relaxed) {
                 match tcp.accept() {
                     Ok((client, peer)) => {
-                        answer(client, &format!("{own} {}\n", peer.ip().to_canonical()));
-                        count.fetch_add(1, Ordering::Relaxed);
+                        let text = format!("{own} {}\n", peer.ip().to_canonical());
+                        // A health check connects and asks nothing.
+                        if answer(client, &text) {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                     Err(_) => std::thread::sleep(Duration::from_micros(500)),
                 }
@@ -229,14 +232,16 @@ impl Drop for Server {
 }
 
 /// Reads the head of a request and answers it; a client that goes away is none.
-fn answer(mut client: TcpStream, text: &str) {
+fn answer(mut client: TcpStream, text: &str) -> bool {
     let _ = client.set_nonblocking(false);
     let _ = client.set_read_timeout(Some(LIMIT));
     let mut head = [0; 1024];
-    if matches!(client.read(&mut head), Ok(len) if len > 0) {
+    let asked = matches!(client.read(&mut head), Ok(len) if len > 0);
+    if asked {
         let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", text.len());
         let _ = client.write_all(format!("{head}{text}").as_bytes());
     }
+    asked
 }
 
 /// Asks over TCP; who answered and whom it saw.
