@@ -16,6 +16,7 @@
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::handle::Agent;
 use super::task::ended;
@@ -48,14 +49,19 @@ pub fn spawn(agent: &Agent) {
     let mut changed = agent.watch_services();
     agent.inner.tasks.spawn("edge", |mut stop| async move {
         let mut look = Look::Everything;
+        // Not from the last change on: changes that never cease must not put it off.
+        let mut next_look = Instant::now();
         loop {
             settle(&watched, look).await;
-            let wait = tokio::time::timeout(COMPARE_EVERY, changed.changed());
+            if look == Look::Everything {
+                next_look = Instant::now() + COMPARE_EVERY;
+            }
+            let wait = tokio::time::timeout_at(next_look, changed.changed());
             look = tokio::select! {
                 () = ended(&mut stop) => break,
-                change = wait => match change {
-                    Ok(_) => Look::Changes,
-                    Err(_) => Look::Everything,
+                _ = wait => match Instant::now() < next_look {
+                    true => Look::Changes,
+                    false => Look::Everything,
                 },
             };
             // Changes come in bursts; a few milliseconds gather them.

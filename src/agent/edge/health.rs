@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::plan::backs;
 use crate::agent::handle::Agent;
 use crate::model::service::{HealthCheck, Probe};
 use crate::sys::netns::Netns;
@@ -52,7 +51,7 @@ pub(super) async fn settle(agent: &Agent) {
                     .iter()
                     .any(|part| part.network == endpoint.network);
                 on && service.health.is_some()
-                    && backs(&endpoint.service, &endpoint.aliases, &service.name)
+                    && service.is_backed_by(&endpoint.service, &endpoint.aliases)
             });
             let check = checked.and_then(|service| service.health.clone());
             let up = live.up.get(&endpoint.network);

@@ -43,18 +43,13 @@ impl<'a> Member<'a> {
         }
     }
 
-    fn backs(&self, service: &str) -> bool {
-        backs(self.service, self.aliases, service)
+    fn backs(&self, service: &Service) -> bool {
+        service.is_backed_by(self.service, self.aliases)
     }
 
     fn ip(&self, v6: bool) -> Option<IpAddr> {
         if v6 { self.v6 } else { self.v4 }
     }
-}
-
-/// Whether an endpoint with these names backs the service.
-pub fn backs(own: &str, aliases: &[String], service: &str) -> bool {
-    own == service || aliases.iter().any(|alias| alias == service)
 }
 
 /// Every endpoint of a network, of this node and of others.
@@ -75,7 +70,7 @@ pub fn members<'a>(node: &'a NodeState, network: &'a str) -> impl Iterator<Item 
 }
 
 /// The backends of a service on a network, in one address family.
-fn targets(node: &NodeState, network: &str, service: &str, v6: bool) -> Vec<Target> {
+fn targets(node: &NodeState, network: &str, service: &Service, v6: bool) -> Vec<Target> {
     let backends = members(node, network).filter(|member| member.backs(service));
     let mut targets: Vec<Target> = backends
         .filter_map(|member| {
@@ -160,7 +155,7 @@ impl Workload<'_> {
                 vips.extend(part.vips.iter().map(|vip| VirtualAddress {
                     vip: *vip,
                     balance: service.balance,
-                    targets: targets(node, &part.network, &service.name, vip.is_ipv6()),
+                    targets: targets(node, &part.network, service, vip.is_ipv6()),
                 }));
             }
         }
@@ -181,7 +176,7 @@ impl Workload<'_> {
                     .networks
                     .iter()
                     .any(|part| part.network == endpoint.network);
-                if !on || !backs(&endpoint.service, &endpoint.aliases, &service.name) {
+                if !on || !service.is_backed_by(&endpoint.service, &endpoint.aliases) {
                     continue;
                 }
                 let (_, services, _) = wish
@@ -254,8 +249,8 @@ pub fn mesh_rules(node: &NodeState, handed: &[u16]) -> Vec<MeshPort> {
     let ports = ports.into_iter().zip(handed);
     ports
         .map(|((service, port), handed)| {
-            let mut all = targets(node, ingress, &service.name, false);
-            all.extend(targets(node, ingress, &service.name, true));
+            let mut all = targets(node, ingress, service, false);
+            all.extend(targets(node, ingress, service, true));
             MeshPort {
                 protocol: port.protocol,
                 handed: *handed,
@@ -282,7 +277,7 @@ pub fn host_ports(node: &NodeState) -> Vec<(&Service, &PublishedPort, u64)> {
             .endpoints
             .values()
             .filter(|e| networks.contains(e.network.as_str()))
-            .filter(|e| backs(&e.service, &e.aliases, &service.name))
+            .filter(|e| service.is_backed_by(&e.service, &e.aliases))
             .collect();
         backends.sort_by_key(|endpoint| (endpoint.backing.share() == 0, endpoint.created));
         let Some(first) = backends.first() else {

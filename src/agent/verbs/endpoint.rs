@@ -5,7 +5,6 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::agent::api::{AttachRequest, EndpointView};
-use crate::agent::edge::plan::backs;
 use crate::agent::endpoint::{Choice, Endpoint, Taken, check_ifname, choose};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
@@ -135,16 +134,25 @@ impl Agent {
         id: &str,
         alter: impl FnOnce(&mut Endpoint),
     ) -> Result<(), ApiError> {
+        let gone = || {
+            ApiError::new(
+                ErrorCode::EndpointNotFound,
+                format!("endpoint {id} is gone"),
+                "list the endpoints: weft ps",
+            )
+        };
+        let network = {
+            let live = self.live();
+            let found = live.node.endpoints.get(id);
+            found
+                .map(|endpoint| endpoint.network.clone())
+                .ok_or_else(gone)?
+        };
+        // Or one that is detached meanwhile would be told of again.
+        let _turn = self.lock_network(&network).await;
         let (network, before, after) = {
             let mut live = self.live();
             let version = live.next_version();
-            let gone = || {
-                ApiError::new(
-                    ErrorCode::EndpointNotFound,
-                    format!("endpoint {id} is gone"),
-                    "list the endpoints: weft ps",
-                )
-            };
             let before = live.node.endpoints.get(id).cloned().ok_or_else(gone)?;
             let network = live.network(&before.network)?.clone();
             let mut after = before.clone();
@@ -157,13 +165,7 @@ impl Agent {
             self.live().node.endpoints.insert(id.to_owned(), before);
             return Err(error);
         }
-        let settings = self.settings();
-        if let Some(cluster) = self.cluster()
-            && let Some(record) = after.record(&network, settings.vtep, &settings.node)
-        {
-            cluster.publish(record).await;
-        }
-        Ok(())
+        self.tell_again(&network, &after).await
     }
 
     /// Tells other nodes of an endpoint.
@@ -344,7 +346,7 @@ impl Agent {
                     .networks
                     .iter()
                     .any(|part| part.network == network.id)
-                && backs(own, &wish.aliases, &service.name)
+                && service.is_backed_by(own, &wish.aliases)
         });
         Backing {
             weight: wish.weight.unwrap_or(1),
