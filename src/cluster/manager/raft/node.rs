@@ -413,6 +413,17 @@ impl Manager {
         metrics.membership_config.membership().voter_ids().collect()
     }
 
+    /// Whether the group that is in force is agreed on and not on its way to another: until then a majority of both is
+    /// needed, of two managers who take in a third both.
+    #[cfg(test)]
+    pub(super) fn is_settled(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let group = &metrics.membership_config;
+        let is_joint = group.membership().get_joint_config().len() > 1;
+        !is_joint && *group.log_id() <= metrics.last_applied
+    }
+
     /// Whether it was taken out of the group, and those who are in it have agreed on that. Only then can it go: before,
     /// they may need its vote.
     pub fn is_out(&self) -> bool {
