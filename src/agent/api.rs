@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cluster::*;
 pub use self::dns::*;
+pub use self::engine::*;
 pub use self::service::*;
 pub use super::events::EventEntry;
 pub use super::handle::Agent;
@@ -24,6 +25,7 @@ pub use crate::wire::{Mac, Vni};
 
 mod cluster;
 mod dns;
+mod engine;
 mod service;
 
 /// Version of the API in the URL prefix.

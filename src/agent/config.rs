@@ -218,6 +218,20 @@ pub const KEYS: &[Key] = &[
         "search domain of workloads; names below it are never asked for elsewhere",
     ),
     key(
+        "docker_plugin",
+        "docker-plugin",
+        "PATH",
+        "",
+        "socket to be Docker's network and IPAM plugin on, such as /run/docker/plugins/weft.sock [default: none]",
+    ),
+    key(
+        "docker_engine",
+        "docker-engine",
+        "PATH",
+        "",
+        "socket of the Docker engine that is asked for names, such as /run/docker.sock [default: none]",
+    ),
+    key(
         "cleanup_on_exit",
         "cleanup-on-exit",
         "BOOL",
@@ -331,6 +345,10 @@ pub struct Settings {
     pub dns_upstreams: Vec<SocketAddr>,
     /// The search domain, in lower case.
     pub dns_domain: String,
+    /// Where Docker's plugin is served.
+    pub docker_plugin: Option<PathBuf>,
+    /// Where the Docker engine listens that is asked for names.
+    pub docker_engine: Option<PathBuf>,
     /// Whether a clean stop removes everything from the kernel.
     pub cleanup_on_exit: bool,
 }
@@ -519,6 +537,8 @@ pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiErro
             .optional("dns_upstreams", resolver_list)
             .unwrap_or_default(),
         dns_domain: check.parse("dns_domain", domain).unwrap_or_default(),
+        docker_plugin: check.optional("docker_plugin", absolute_path),
+        docker_engine: check.optional("docker_engine", absolute_path),
         cleanup_on_exit: check
             .parse("cleanup_on_exit", yes_or_no)
             .unwrap_or_default(),

@@ -107,6 +107,9 @@ impl Agent {
     /// Gives a workload its way out and its rules, as part of attaching it. What fails is reported in the status and tried
     /// again: the workload is on its network all the same.
     pub(super) async fn settle_workload(&self, netns_inode: u64) {
+        if netns_inode == 0 {
+            return;
+        }
         egress::settle_one(self, netns_inode).await;
         rules::settle_one(self, netns_inode).await;
     }

@@ -48,11 +48,25 @@ pub struct Endpoint {
     /// How it takes part in that service.
     #[serde(default, skip_serializing_if = "Backing::is_usual")]
     pub backing: Backing,
+    /// What a container engine calls it, whose network plugin made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineRef>,
     /// Nanoseconds since 1970.
     pub created: u64,
     /// Version of the record, given anew at each start.
     #[serde(skip)]
     pub version: Version,
+}
+
+/// An endpoint of a container engine: it moves the interface into the container and sets it up there itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineRef {
+    /// The engine's id of the endpoint.
+    pub endpoint: String,
+    /// The engine's id of the container, once it is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container: String,
 }
 
 impl Endpoint {
@@ -277,6 +291,15 @@ fn fill(
         ips.push(with_prefix.map_err(|e| ApiError::internal(e.to_string()))?);
     }
     Ok(ips)
+}
+
+/// The lowest address of a subnet that nobody has, and whose MAC nobody has.
+///
+/// # Errors
+/// `addresses_exhausted`.
+pub fn free_address(subnet: &Subnet, taken: &Taken) -> Result<IpAddr, ApiError> {
+    let unfit = taken.macs.iter().filter_map(made_from).collect();
+    lowest_free(subnet, taken, &unfit).ok_or_else(|| exhausted(subnet, taken))
 }
 
 /// The lowest address of the subnet's range that nobody has: not gateway, network, broadcast, reserved or

@@ -173,6 +173,7 @@ impl Model {
                 weight: wish.weight.unwrap_or(1),
                 ..Backing::default()
             },
+            engine: None,
             created: 0,
             version: Version::default(),
         };

@@ -18,6 +18,7 @@ use super::cluster::files::ClusterFiles;
 use super::cluster::{Cluster, Opened};
 use super::config::Settings;
 use super::edge::{self, Edge};
+use super::engine::Reserved;
 use super::error::ApiError;
 use super::events::{Event, EventLog};
 use super::ident;
@@ -81,6 +82,8 @@ pub(super) struct Live {
     pub(super) mtus: BTreeMap<String, u32>,
     /// Trouble by code and object.
     pub(super) health: BTreeMap<String, HealthItem>,
+    /// What container engines have asked for and not used yet.
+    pub(super) reserved: Reserved,
     /// MTU of the underlay device in bytes, as last seen.
     pub(super) underlay_mtu: u32,
     last_counter: u64,
@@ -94,6 +97,7 @@ impl Live {
             up: BTreeMap::new(),
             mtus: BTreeMap::new(),
             health,
+            reserved: Reserved::default(),
             underlay_mtu: 0,
             last_counter: 0,
         }

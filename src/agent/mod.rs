@@ -8,6 +8,7 @@
 //! | [`state`], [`disk`] | what is remembered over a restart, and how it lies on disk |
 //! | [`plumbing`] | the seam to kernel, tables and dataplane, with its fake |
 //! | [`handle`], `verbs` | the live state; what can be asked of it |
+//! | [`engine`] | what container engines have been given |
 //! | [`cluster`] | the node's part in a cluster |
 //! | [`edge`] | workloads' way out, virtual addresses, published ports |
 //! | `names` | the node's name servers, and what workloads are told of them |
@@ -21,6 +22,7 @@ pub mod config;
 pub mod disk;
 pub mod edge;
 pub mod endpoint;
+pub mod engine;
 pub mod events;
 #[doc(hidden)]
 pub mod fuzzing;

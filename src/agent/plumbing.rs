@@ -116,6 +116,8 @@ pub struct EndpointPlan {
     pub routes: Vec<(IpNetwork, IpAddr)>,
     /// The workload may send with addresses nobody gave it.
     pub interop: bool,
+    /// Somebody else moves the interface into the workload and sets it up there.
+    pub handed_over: bool,
 }
 
 impl EndpointPlan {
@@ -132,6 +134,7 @@ impl EndpointPlan {
             ifname: (!endpoint.ifname.is_empty()).then(|| endpoint.ifname.clone()),
             routes: sibling_routes(network, endpoint.segment),
             interop: network.interop,
+            handed_over: endpoint.engine.is_some(),
         }
     }
 }

@@ -4,11 +4,13 @@
 //! looks and applies. One network that cannot be repaired is reported and tried again; the others go on.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::events::Event;
 use super::handle::Agent;
+use super::ident;
 use super::network::Network;
 use super::plumbing::{EndpointPlan, Keep, NetworkPlan};
 use super::task::pause;
@@ -221,10 +223,7 @@ async fn observe(
     let mut gone = BTreeSet::new();
     for endpoint in endpoints {
         let key = endpoint_key(network, endpoint);
-        match agent
-            .plumbing()
-            .workload_alive(&endpoint.target, endpoint.netns_inode)
-        {
+        match is_alive(agent, endpoint) {
             Ok(true) => agent.well_again(&key),
             Ok(false) => drop(gone.insert(endpoint.id.clone())),
             // A lack of descriptors or memory says nothing about the workload.
@@ -247,6 +246,31 @@ async fn observe(
     }
     Ok(observed)
 }
+
+/// A container engine runs its containers a moment after it has made their interfaces.
+pub(super) fn is_alive(agent: &Agent, endpoint: &Endpoint) -> Result<bool, ApiError> {
+    if endpoint.netns_inode != 0 {
+        let (target, inode) = (&endpoint.target, endpoint.netns_inode);
+        return agent.plumbing().workload_alive(target, inode);
+    }
+    match agent.plumbing().workload(&endpoint.target) {
+        Ok(found) => {
+            if let Some(own) = agent.live().node.endpoints.get_mut(&endpoint.id) {
+                own.netns = found.path;
+                own.netns_inode = found.netns_inode;
+            }
+            Ok(true)
+        }
+        Err(error) if error.code == ErrorCode::TargetNotFound => {
+            let age = ident::unix_nanos().saturating_sub(endpoint.created);
+            Ok(Duration::from_nanos(age) < START_LIMIT)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A container that has not begun to run so long after it joined will not.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// Endpoints whose interface was made for another MTU than the network has.
 fn outdated(agent: &Agent, network: &Network, endpoints: &[Endpoint]) -> BTreeSet<String> {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::disk::{self, Damage};
 use super::edge::state::EdgeState;
 use super::endpoint::Endpoint;
+use super::engine::EngineState;
 use super::error::{ApiError, ErrorCode};
 use super::ident;
 use super::network::Catalog;
@@ -49,6 +50,9 @@ pub struct NodeState {
     /// The gateway bridge and the legs on it.
     #[serde(default)]
     pub edge: EdgeState,
+    /// The networks of container engines.
+    #[serde(default, skip_serializing_if = "EngineState::is_empty")]
+    pub engine: EngineState,
 }
 
 impl NodeState {
@@ -62,6 +66,7 @@ impl NodeState {
             remote: RemoteTable::default(),
             ipam: None,
             edge: EdgeState::default(),
+            engine: EngineState::default(),
         }
     }
 

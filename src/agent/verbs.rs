@@ -5,6 +5,7 @@
 mod cluster;
 mod dns;
 pub(super) mod endpoint;
+mod engine;
 mod network;
 pub(super) mod records;
 mod reset;

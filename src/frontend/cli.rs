@@ -7,6 +7,7 @@ mod agent;
 mod cluster;
 mod config;
 mod dns;
+mod docker;
 mod docs;
 mod endpoint;
 mod fdb;
@@ -123,6 +124,8 @@ enum Command<M: Subcommand> {
     Wait(cluster::WaitArgs),
     /// Run this node's agent
     Agent(agent::AgentArgs),
+    /// Be the program of a managed Docker plugin: pass the engine's calls on to the agent
+    DockerPlugin(docker::DockerPluginArgs),
     /// Show and check the agent's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -250,6 +253,7 @@ fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
         Command::Peers(args) => cluster::peers(&args, &context),
         Command::Wait(args) => cluster::wait(&args, &context),
         Command::Agent(args) => agent::run(&args, &context),
+        Command::DockerPlugin(args) => docker::plugin(&args, &context),
         Command::Config(args) => config::run(&args, &context),
         Command::Completion(args) => docs::completion(&args, &context),
         Command::Man(args) => docs::man(&args, &context),

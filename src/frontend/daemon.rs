@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
-use super::http;
+use super::{docker, http};
 use crate::agent::api::config::{LogFormat, Merged, Settings};
 use crate::agent::api::{Agent, ApiError, ErrorCode, ResetReport};
 use crate::agent::cluster::files::ClusterFiles;
@@ -55,7 +55,8 @@ pub struct Server {
     pub agent: Agent,
     /// Where metrics are served over TCP.
     pub metrics_address: Option<std::net::SocketAddr>,
-    socket: PathBuf,
+    sockets: Vec<PathBuf>,
+    watcher: Option<tokio::task::JoinHandle<()>>,
     quit: watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<io::Result<()>>>,
 }
@@ -79,11 +80,19 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
         })?),
         None => None,
     };
-    let listener = bind_socket(&settings)?;
-    let socket = settings.socket.clone();
-    let agent = Agent::start(settings, plumbing).await.inspect_err(|_| {
-        let _nobody_serves_it = std::fs::remove_file(&socket);
-    })?;
+    let mut sockets = vec![settings.socket.clone()];
+    let listener = bind_socket(&settings.socket, group_id(&settings)?, "--socket")?;
+    let plugin_listener = match &settings.docker_plugin {
+        Some(path) => {
+            let bound = plugin_socket(path).inspect_err(|_| remove(&sockets))?;
+            sockets.push(path.clone());
+            Some(bound)
+        }
+        None => None,
+    };
+    let engine = settings.docker_engine.clone();
+    let started = Agent::start(settings, plumbing).await;
+    let agent = started.inspect_err(|_| remove(&sockets))?;
     let (quit, _) = watch::channel(false);
     let quitting = |mut quit: watch::Receiver<bool>| async move {
         let _told = quit.wait_for(|quit| *quit).await;
@@ -91,6 +100,12 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     let main = axum::serve(listener, http::router(agent.clone()))
         .with_graceful_shutdown(quitting(quit.subscribe()));
     let mut tasks = vec![tokio::spawn(main.into_future())];
+    if let Some(listener) = plugin_listener {
+        let plugin = axum::serve(listener, docker::router(agent.clone()))
+            .with_graceful_shutdown(quitting(quit.subscribe()));
+        tasks.push(tokio::spawn(plugin.into_future()));
+    }
+    let watcher = engine.map(|socket| docker::spawn(agent.clone(), socket));
     let metrics_address = metrics_listener
         .as_ref()
         .and_then(|listener| listener.local_addr().ok());
@@ -102,7 +117,8 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     Ok(Server {
         agent,
         metrics_address,
-        socket,
+        sockets,
+        watcher,
         quit,
         tasks,
     })
@@ -111,9 +127,10 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
 impl Server {
     /// Takes no new requests, ends those that run, stops the agent.
     pub async fn stop(self) {
-        // The name goes first: who comes now gets a clear "no agent" instead of a closed connection.
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::debug!(%error, "socket was gone already");
+        // The names go first: who comes now gets a clear "no agent" instead of a closed connection.
+        remove(&self.sockets);
+        if let Some(watcher) = self.watcher {
+            watcher.abort();
         }
         self.quit.send_replace(true);
         self.agent.stop().await;
@@ -147,15 +164,28 @@ fn stop_signals() -> Result<watch::Receiver<bool>, ApiError> {
     Ok(stop)
 }
 
+fn remove(sockets: &[PathBuf]) {
+    for socket in sockets {
+        if let Err(error) = std::fs::remove_file(socket) {
+            tracing::debug!(socket = %socket.display(), %error, "it was gone already");
+        }
+    }
+}
+
+/// Docker's plugin socket: the one the service manager holds open, or a new one. A held one outlives the agent, so that
+/// an engine waits for the next instead of finding nobody.
+fn plugin_socket(path: &Path) -> Result<UnixListener, ApiError> {
+    bind_socket(path, None, "--docker-plugin")
+}
+
 /// Makes the socket under another name, sets group and mode, then puts it in place: nobody can connect
 /// before the rights are set, and a dead agent's socket is replaced in one step.
-fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
-    let path = &settings.socket;
+fn bind_socket(path: &Path, group: Option<u32>, flag: &str) -> Result<UnixListener, ApiError> {
     let unusable = |e: io::Error| {
         ApiError::new(
             ErrorCode::PathUnusable,
             format!("cannot make the socket {}: {e}", path.display()),
-            "choose another place with --socket, in a directory the agent may write",
+            format!("choose another place with {flag}, in a directory the agent may write"),
         )
     };
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -172,8 +202,7 @@ fn bind_socket(settings: &Settings) -> Result<UnixListener, ApiError> {
             "something that is no socket is there",
         )));
     }
-    let group = group_id(settings)?;
-    let mut temporary = path.clone().into_os_string();
+    let mut temporary = path.as_os_str().to_owned();
     // One name for all: what an agent killed right here leaves, the next one replaces.
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);

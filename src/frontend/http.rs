@@ -19,6 +19,7 @@
 //! | `GET`, `POST /v1/services`, `GET`, `POST`, `DELETE /v1/services/{ref}` | services ([`service`]) |
 //! | `GET /v1/services/{ref}/backends`, `POST /v1/services/{ref}/backends/{endpoint}` | their backends |
 //! | `GET /v1/ingress` | published ports |
+//! | `POST /v1/docker/{call}` | calls of a container engine that a managed plugin passes on ([`super::docker`]) |
 //! | `GET /metrics`, `/healthz` | for machines |
 
 mod cluster;
@@ -67,7 +68,8 @@ pub fn router(agent: Agent) -> Router {
         .route("/version", get(version))
         .route("/reset", post(reset))
         .merge(cluster::router())
-        .merge(service::router());
+        .merge(service::router())
+        .merge(super::docker::routes());
     finish(Router::new().nest("/v1", v1).merge(observing()), agent)
 }
 
@@ -91,7 +93,7 @@ fn finish(router: Router<Agent>, agent: Agent) -> Router {
 }
 
 /// An error on its way out: status, JSON body.
-struct Failure(ApiError);
+pub(super) struct Failure(ApiError);
 
 type Reply<T> = Result<(StatusCode, Json<T>), Failure>;
 

@@ -5,5 +5,6 @@
 pub mod cli;
 pub mod client;
 pub mod daemon;
+pub mod docker;
 pub mod http;
 pub mod template;

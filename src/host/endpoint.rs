@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
@@ -75,6 +76,9 @@ pub struct EndpointSpec {
     pub owner: String,
     /// The kernel drops frames of this workload with another source MAC.
     pub isolate_spoofing: bool,
+    /// Whoever runs the workload moves the inner end there, and chooses its name. Without [`EndpointSpec::ifname`] it
+    /// is made in our own namespace, with its MAC and sizes and nothing else; with one it was handed over before.
+    pub handed_over: bool,
 }
 
 impl EndpointSpec {
@@ -209,6 +213,12 @@ pub fn host_ifname(id: &str) -> String {
     nth_host_ifname(id, 0)
 }
 
+/// What an inner end is called until whoever runs the workload has moved it there: `weft` and the digits of
+/// [`host_ifname`].
+pub fn handed_ifname(id: &str) -> String {
+    host_ifname(id).replacen(HOST_PREFIX, HANDED_PREFIX, 1)
+}
+
 /// Another name for each `attempt`, since two ids may share a hash.
 fn nth_host_ifname(id: &str, attempt: u32) -> String {
     let attempt = attempt.to_be_bytes();
@@ -268,7 +278,16 @@ fn check_ifname(name: &str) -> Result<(), HostError> {
 
 async fn build(spec: &EndpointSpec, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
     let (network_netns, network) = open_network(&spec.network_netns)?;
-    let workload_netns = spec.workload.open()?;
+    let network = Arc::new(network);
+    let workload_netns = match spec.workload.open() {
+        // Its namespace is made after its interfaces.
+        Err(HostError::NoWorkload { .. }) if spec.handed_over && spec.ifname.is_none() => {
+            return EndpointBuilder::at(spec, network, Netns::current()?)?
+                .keep_home(0, undo)
+                .await;
+        }
+        other => other?,
+    };
     let workload_id = netns_id_of(&workload_netns)?;
     if let Some(expected) = spec.netns_id
         && expected != workload_id
@@ -285,13 +304,11 @@ async fn build(spec: &EndpointSpec, undo: &mut Undo) -> Result<AttachedEndpoint,
             spec.workload
         )));
     }
-    let builder = EndpointBuilder {
-        spec,
-        network: Arc::new(network),
-        workload: Netlink::open(&workload_netns)?,
-        workload_netns,
-    };
-    builder.build(undo).await
+    let builder = EndpointBuilder::at(spec, network, workload_netns)?;
+    match spec.handed_over {
+        true => builder.hand_over(undo).await,
+        false => builder.build(undo).await,
+    }
 }
 
 /// Makes one pair; lives for the duration of one [`attach`].
@@ -336,6 +353,74 @@ impl EndpointBuilder<'_> {
         })
     }
 
+    fn at(
+        spec: &EndpointSpec,
+        network: Arc<Netlink>,
+        inner: Netns,
+    ) -> Result<EndpointBuilder<'_>, HostError> {
+        Ok(EndpointBuilder {
+            spec,
+            network,
+            workload: Netlink::open(&inner)?,
+            workload_netns: inner,
+        })
+    }
+
+    /// As `build`, with an inner end that somebody else moves into the workload. One that is there is treated like
+    /// any other; one that is not yet stays where it is; one that was lost is made in the workload itself.
+    async fn hand_over(&self, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
+        for _ in 0..MOVE_TRIES {
+            let links = self.network.links().await?;
+            let home = EndpointBuilder::at(self.spec, self.network.clone(), Netns::current()?)?;
+            let there = match find_marked(&links, &self.spec.id).map(|host| host.peer) {
+                None if self.spec.ifname.is_none() => Some(&home),
+                None => Some(self),
+                Some(None) => None,
+                Some(Some(index)) if self.has(index).await? => Some(self),
+                Some(Some(index)) if home.has(index).await? => Some(&home),
+                Some(Some(_)) => None,
+            };
+            match there {
+                Some(there) if std::ptr::eq(there, self) => return self.build(undo).await,
+                Some(home) => return home.keep_home(self.workload.netns_id(), undo).await,
+                None => tokio::time::sleep(MOVE_PAUSE).await,
+            }
+        }
+        Err(HostError::Invalid(format!(
+            "the interface of endpoint {} is neither in workload {} nor where it was handed over",
+            self.spec.id, self.spec.workload
+        )))
+    }
+
+    /// Whether the inner end is in the namespace that this builder works in.
+    async fn has(&self, index: u32) -> Result<bool, HostError> {
+        let link = self.workload.link_by_index(index).await?;
+        Ok(link.is_some_and(|link| self.has_our_mark(&link)))
+    }
+
+    /// Makes the inner end in our own namespace, or sets the one that is there, for the workload `netns_id`.
+    async fn keep_home(
+        &self,
+        netns_id: u64,
+        undo: &mut Undo,
+    ) -> Result<AttachedEndpoint, HostError> {
+        let links = self.network.links().await?;
+        let bridge = wanted(&links, &self.spec.bridge.name(), &self.spec.network_netns)?.index;
+        let (host, inner) = match self.adopt(&links, bridge).await? {
+            Some(pair) => pair,
+            None => self.create(&links, bridge, undo).await?,
+        };
+        self.set_port(&host).await?;
+        Ok(AttachedEndpoint {
+            host_ifindex: host.index,
+            host_ifname: host.name,
+            ifindex: inner.index,
+            ifname: inner.name,
+            netns_id,
+            gso: inner.gso,
+        })
+    }
+
     /// Takes over the pair that carries the endpoint's mark and sets it to the specification. A pair
     /// that leads elsewhere (the workload came back in another namespace, or wants another name) is
     /// removed: a new one takes its place.
@@ -372,9 +457,20 @@ impl EndpointBuilder<'_> {
     }
 
     fn is_ours(&self, inner: &Link) -> bool {
-        let same_id = inner.mark().is_some_and(|mark| mark.id == self.spec.id);
-        let same_name = self.spec.ifname.as_ref().is_none_or(|n| *n == inner.name);
-        same_id && same_name
+        let wanted = self.spec.ifname.as_ref().filter(|_| !self.spec.handed_over);
+        self.has_our_mark(inner) && wanted.is_none_or(|name| *name == inner.name)
+    }
+
+    fn has_our_mark(&self, link: &Link) -> bool {
+        link.mark().is_some_and(|mark| mark.id == self.spec.id)
+    }
+
+    fn inner_name(&self) -> String {
+        match &self.spec.ifname {
+            None if self.spec.handed_over => handed_ifname(&self.spec.id),
+            Some(name) if !self.spec.handed_over => name.clone(),
+            _ => ANY_ETH.into(),
+        }
     }
 
     /// Makes the pair and marks both ends.
@@ -474,7 +570,7 @@ impl EndpointBuilder<'_> {
 
     fn inner_end(&self) -> VethEnd<'_> {
         VethEnd {
-            name: self.spec.ifname.clone().unwrap_or(ANY_ETH.into()),
+            name: self.inner_name(),
             mac: Some(self.spec.mac),
             mtu: self.spec.mtu,
             gso: self.spec.gso,
@@ -529,9 +625,13 @@ impl EndpointBuilder<'_> {
 }
 
 const HOST_PREFIX: &str = "veth";
+const HANDED_PREFIX: &str = "weft";
 /// A template: the kernel takes the first free number.
 const ANY_ETH: &str = "eth%d";
 const NAME_ATTEMPTS: u32 = 8;
+/// An interface is in no namespace for a moment while it is moved.
+const MOVE_TRIES: u32 = 10;
+const MOVE_PAUSE: Duration = Duration::from_millis(20);
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
@@ -555,6 +655,7 @@ mod tests {
             routes: Vec::new(),
             owner: "node".into(),
             isolate_spoofing: true,
+            handed_over: false,
         }
     }
 

@@ -238,6 +238,7 @@ pub async fn attach_leg(spec: &LegSpec) -> Result<Option<AttachedEndpoint>, Host
         routes: routes.collect(),
         owner: spec.owner.clone(),
         isolate_spoofing: true,
+        handed_over: false,
     };
     attach(&endpoint).await.map(Some)
 }

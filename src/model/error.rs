@@ -176,6 +176,8 @@ codes! {
     Internal = "internal", 500, ERROR;
     /// The agent is shutting down.
     AgentStopping = "agent_stopping", 503, UNREACHABLE;
+    /// The container engine whose names are watched does not answer.
+    EngineUnreachable = "engine_unreachable", 503, UNREACHABLE;
     /// Nobody answers on the agent's socket.
     AgentUnreachable = "agent_unreachable", 503, UNREACHABLE;
     /// The agent did not answer in time.

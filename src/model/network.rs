@@ -449,14 +449,7 @@ impl Catalog {
         fresh: &Fresh,
     ) -> Result<Plan, ApiError> {
         check_kind(wish)?;
-        check_name(&wish.name)?;
-        if wish.name == RESERVED_NAME {
-            return Err(ApiError::new(
-                ErrorCode::InvalidName,
-                format!("\"{RESERVED_NAME}\" cannot be a network's name: it is a word of the API"),
-                "choose another name",
-            ));
-        }
+        check_free_form(&wish.name)?;
         check_labels(&wish.labels)?;
         let options = Options::parse(&wish.options, wish.enable_ipv6, fresh.vtep)?;
         let id = wish.id.clone().unwrap_or_else(|| fresh.id.clone());
@@ -525,20 +518,22 @@ impl Catalog {
         self.networks.insert(plan.network.id.clone(), plan.network);
     }
 
+    /// Checks that a network may take a name. Its own one is fine.
+    ///
+    /// # Errors
+    /// `invalid_name`, `name_taken`.
+    pub fn check_new_name(&self, id: &str, name: &str) -> Result<(), ApiError> {
+        check_free_form(name)?;
+        let mut others = self.all().filter(|found| found.id() != id);
+        match others.find(|found| found.name() == name) {
+            Some(found) => Err(name_taken(name, found.id())),
+            None => Ok(()),
+        }
+    }
+
     fn check_conflicts(&self, network: &Network) -> Result<(), ApiError> {
         if let Some(found) = self.all().find(|f| f.name() == network.name) {
-            return Err(ApiError::new(
-                ErrorCode::NameTaken,
-                format!(
-                    "network name \"{}\" belongs to network {}",
-                    network.name,
-                    ident::short(found.id())
-                ),
-                format!(
-                    "choose another name, or first: weft network rm {}",
-                    network.name
-                ),
-            ));
+            return Err(name_taken(&network.name, found.id()));
         }
         // Kernel objects are named by the short id.
         let short = ident::short(&network.id);
@@ -699,6 +694,30 @@ pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
         (IpNetwork::V4(a), IpNetwork::V4(b)) => a.overlaps(b),
         (IpNetwork::V6(a), IpNetwork::V6(b)) => a.overlaps(b),
         _ => false,
+    }
+}
+
+fn name_taken(name: &str, owner: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::NameTaken,
+        format!(
+            "network name \"{name}\" belongs to network {}",
+            ident::short(owner)
+        ),
+        format!("choose another name, or first: weft network rm {name}"),
+    )
+}
+
+/// What a network may be called, whoever else is.
+fn check_free_form(name: &str) -> Result<(), ApiError> {
+    check_name(name)?;
+    match name {
+        RESERVED_NAME => Err(ApiError::new(
+            ErrorCode::InvalidName,
+            format!("\"{RESERVED_NAME}\" cannot be a network's name: it is a word of the API"),
+            "choose another name",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -1113,7 +1132,8 @@ pub fn is_edge(prefix: IpNetwork, address: IpAddr) -> bool {
     address == prefix.network() || (prefix.is_ipv4() && address == prefix.broadcast())
 }
 
-fn first_address(prefix: IpNetwork) -> IpAddr {
+/// The first address behind the network address.
+pub fn first_address(prefix: IpNetwork) -> IpAddr {
     match prefix {
         IpNetwork::V4(v4) => first_address_v4(v4).into(),
         IpNetwork::V6(v6) => Ipv6Addr::from(u128::from(v6.network()) | 1).into(),

@@ -23,6 +23,8 @@ pub const OPTION_CARRY_VLAN: &str = "weft.carry-vlan";
 pub const OPTION_INHERIT_DSCP: &str = "weft.inherit-dscp";
 /// Option key: broadcast and multicast frames per second and worker; 0 for no limit.
 pub const OPTION_BUM_RATE: &str = "weft.bum-rate";
+/// Option key of container engines' networks alone: the name of the network that is meant, or its id.
+pub const OPTION_NETWORK: &str = "weft.network";
 /// The only driver whose networks weft makes.
 pub const DRIVER_OVERLAY: &str = "overlay";
 

@@ -136,6 +136,7 @@ impl Place {
             routes: Vec::new(),
             owner: "test-node".into(),
             isolate_spoofing: true,
+            handed_over: false,
         }
     }
 }

@@ -118,7 +118,7 @@ impl Agent {
     }
 
     /// An address whose MAC is nobody's, if the MAC is made from it.
-    async fn lease_fit(
+    pub(in crate::agent) async fn lease_fit(
         &self,
         cluster: &Cluster,
         network: &Network,
@@ -238,7 +238,7 @@ impl Agent {
     }
 
     /// One address and no other.
-    async fn lease_fixed(
+    pub(in crate::agent) async fn lease_fixed(
         &self,
         cluster: &Cluster,
         network: &Network,

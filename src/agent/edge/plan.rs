@@ -100,7 +100,9 @@ pub struct Workload<'a> {
 pub fn workloads(node: &NodeState) -> BTreeMap<u64, Workload<'_>> {
     let ingress = node.catalog.ingress().id.as_str();
     let mut workloads: BTreeMap<u64, Workload<'_>> = BTreeMap::new();
-    for endpoint in node.endpoints.values() {
+    // Those that a container engine has not run yet have no namespace.
+    let endpoints = node.endpoints.values();
+    for endpoint in endpoints.filter(|endpoint| endpoint.netns_inode != 0) {
         let workload = workloads
             .entry(endpoint.netns_inode)
             .or_insert_with(|| Workload {
@@ -121,7 +123,12 @@ pub fn workloads(node: &NodeState) -> BTreeMap<u64, Workload<'_>> {
 
 impl Workload<'_> {
     /// Whether it gets a leg: it is on a network with a way out, or it is the ingress namespace itself.
+    ///
+    /// A container engine gives its containers a way out by itself.
     pub fn wants_leg(&self, node: &NodeState) -> bool {
+        if self.endpoints.iter().any(|e| e.engine.is_some()) {
+            return false;
+        }
         let out = |endpoint: &&Endpoint| {
             let network = node.catalog.networks.get(&endpoint.network);
             network.is_some_and(|network| !network.internal)

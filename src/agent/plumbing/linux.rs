@@ -539,7 +539,7 @@ impl Shared {
             id: plan.id,
             bridge: BridgeRef::Segment(plan.segment),
             workload: workload_ref(&plan.target),
-            netns_id: Some(plan.netns_inode),
+            netns_id: Some(plan.netns_inode).filter(|inode| *inode != 0),
             ifname: plan.ifname,
             mac: plan.mac,
             addresses: plan.ips,
@@ -548,6 +548,7 @@ impl Shared {
             routes: plan.routes,
             owner: self.node.clone(),
             isolate_spoofing: !plan.interop,
+            handed_over: plan.handed_over,
         };
         let attached = crate::host::attach(&spec).await.map_err(host_error)?;
         Ok(EndpointUp {

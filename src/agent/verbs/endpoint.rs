@@ -94,10 +94,20 @@ impl Agent {
             // Ready only with rules that bring answers back.
             endpoint.backing.standing = Standing::Unhealthy;
         }
-        let (endpoint, mtu) = match self.plug(&network, endpoint.clone()).await {
+        self.bring_in(&network, endpoint).await
+    }
+
+    /// Plugs a planned endpoint, remembers it and tells of it. The caller holds the network's lock. After a failure
+    /// nothing of it is left, its addresses included.
+    pub(in crate::agent) async fn bring_in(
+        &self,
+        network: &Network,
+        endpoint: Endpoint,
+    ) -> Result<EndpointView, ApiError> {
+        let (endpoint, mtu) = match self.plug(network, endpoint.clone()).await {
             Ok(plugged) => plugged,
             Err(error) => {
-                self.withdraw(&network, &endpoint);
+                self.withdraw(network, &endpoint);
                 return Err(error);
             }
         };
@@ -110,19 +120,19 @@ impl Agent {
         }
         if let Err(error) = self.save().await {
             self.live().node.endpoints.remove(&endpoint.id);
-            self.unplug(&network, &endpoint).await?;
+            self.unplug(network, &endpoint).await?;
             return Err(error);
         }
         self.names_changed();
         self.tell_workload(&endpoint.target);
-        self.publish(&network, &endpoint).await;
+        self.publish(network, &endpoint).await;
         self.names_settled().await;
         self.emit(Event::EndpointAttached {
-            network: id.to_owned(),
+            network: network.id.clone(),
             endpoint: endpoint.id.clone(),
             name: endpoint.name.clone(),
         });
-        Ok(self.endpoint_view(&network, &endpoint, Some(mtu)))
+        Ok(self.endpoint_view(network, &endpoint, Some(mtu)))
     }
 
     /// Alters what other nodes are told of an endpoint of this node: its names, and its part in its service.
@@ -237,10 +247,7 @@ impl Agent {
         let mut any = false;
         for endpoint in &endpoints {
             // One that cannot be looked at is in the way, and the refusal says so.
-            let alive = self
-                .plumbing()
-                .workload_alive(&endpoint.target, endpoint.netns_inode);
-            if let Ok(false) = alive {
+            if let Ok(false) = reconcile::is_alive(self, endpoint) {
                 reconcile::forget(self, network, endpoint).await?;
                 any = true;
             }
@@ -331,6 +338,7 @@ impl Agent {
             aliases: wish.aliases.clone(),
             service: wish.service.clone().unwrap_or_default(),
             backing: self.first_backing(network, wish),
+            engine: None,
             created: ident::unix_nanos(),
             version: self.live().next_version(),
         }
@@ -574,6 +582,14 @@ pub(in crate::agent) fn taken(live: &Live, network: &Network) -> Taken {
         taken
             .ips
             .extend(endpoint.ips.iter().map(|ip| (ip.ip(), owner.clone())));
+        taken.macs.insert(endpoint.mac);
+    }
+    for ip in live.reserved.addresses_of(&network.id) {
+        taken
+            .ips
+            .insert(ip, "a container that is about to start".into());
+    }
+    for endpoint in live.reserved.endpoints_of(&network.id) {
         taken.macs.insert(endpoint.mac);
     }
     for record in live.node.remote.of_network(&network.id) {

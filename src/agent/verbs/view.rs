@@ -65,11 +65,11 @@ impl Agent {
         }
     }
 
-    /// Endpoints by id: those of this node and, in a cluster, of all others under `ep-<id>`, as Docker names what
+    /// Endpoints by id, a container's by the container's: those of this node and, in a cluster, of all others under `ep-<id>`, as Docker names what
     /// is no container of its own.
     fn containers(&self, live: &Live, network: &Network) -> BTreeMap<String, ContainerView> {
         let local = live.endpoints_of(&network.id);
-        let mut all: BTreeMap<_, _> = local.map(|e| (e.id.clone(), container(e))).collect();
+        let mut all: BTreeMap<_, _> = local.map(|e| (key_of(e), container(e))).collect();
         if self.cluster().is_some() {
             let remote = live.node.remote.of_network(&network.id);
             let views = remote.map(|r| remote_view(network, r));
@@ -318,6 +318,13 @@ fn ipam(network: &Network) -> IpamView {
         options: None,
         config: config.collect(),
     }
+}
+
+/// The id of the container that a container engine runs, or that of the endpoint.
+fn key_of(endpoint: &Endpoint) -> String {
+    let engine = endpoint.engine.as_ref();
+    let container = engine.filter(|engine| !engine.container.is_empty());
+    container.map_or_else(|| endpoint.id.clone(), |engine| engine.container.clone())
 }
 
 fn container(endpoint: &Endpoint) -> ContainerView {

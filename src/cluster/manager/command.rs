@@ -269,6 +269,9 @@ pub enum Command {
         /// Whether workloads outside of services may join.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         attachable: Option<bool>,
+        /// A new name, which no other network has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
     /// Removes a network.
     NetworkRemove {

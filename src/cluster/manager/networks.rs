@@ -11,6 +11,17 @@ use crate::model::error::{ApiError, ErrorCode};
 use crate::model::network::{Fresh, Network, Plan, Pools};
 use crate::model::request::CreateNetwork;
 
+/// What of a network is to change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NetworkChange<'a> {
+    /// In place of all labels.
+    pub(super) labels: Option<&'a BTreeMap<String, String>>,
+    /// Whether workloads outside of services may join.
+    pub(super) attachable: Option<bool>,
+    /// Another name.
+    pub(super) name: Option<&'a str>,
+}
+
 impl Cluster {
     pub(super) fn network(&self, id: &str) -> Result<&Network, Refusal> {
         let found = self.catalog.networks.get(id);
@@ -60,9 +71,17 @@ impl Cluster {
         &mut self,
         scene: &mut Scene<'_>,
         id: &str,
-        labels: Option<&BTreeMap<String, String>>,
-        attachable: Option<bool>,
+        change: &NetworkChange<'_>,
     ) -> Outcome {
+        let NetworkChange {
+            labels,
+            attachable,
+            name,
+        } = *change;
+        if let Some(name) = name {
+            let free = self.catalog.check_new_name(id, name);
+            free.map_err(Refusal::Network)?;
+        }
         let network = self.catalog.networks.get_mut(id);
         let network = network.filter(|network| !network.ingress);
         let network = network.ok_or_else(|| Refusal::UnknownNetwork(id.to_owned()))?;
@@ -77,6 +96,7 @@ impl Cluster {
             network.labels = labels.clone();
         }
         network.attachable = attachable.unwrap_or(network.attachable);
+        network.name = name.unwrap_or(&network.name).to_owned();
         let reply = Reply::Network {
             network: Box::new(network.clone()),
             warnings: Vec::new(),

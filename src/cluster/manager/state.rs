@@ -14,6 +14,7 @@ use super::audit::{Audit, Entry};
 use super::command::{Authority, COMMAND_VERSION, Command, Envelope, InitCluster, Settings, Stamp};
 use super::ids::{NodeId, Role};
 use super::leases::Leases;
+use super::networks::NetworkChange;
 use super::nodes::{Node, Revoked};
 use super::reply::{Outcome, Refusal, Reply};
 use super::retry::Retries;
@@ -370,7 +371,15 @@ impl Cluster {
                 network,
                 labels,
                 attachable,
-            } => self.network_update(scene, network, labels.as_ref(), *attachable),
+                name,
+            } => {
+                let change = NetworkChange {
+                    labels: labels.as_ref(),
+                    attachable: *attachable,
+                    name: name.as_deref(),
+                };
+                self.network_update(scene, network, &change)
+            }
             Command::NetworkRemove { network, force } => {
                 self.network_remove(scene, network, *force)
             }

@@ -354,6 +354,7 @@ async fn a_dead_leader_is_replaced_and_without_a_quorum_a_change_is_refused_in_t
         n += 1;
         let made = agreed(&world, &format!("b{n}")).await;
         let back = begun.elapsed();
+        assert!(matches!(made, Ok(Reply::Network { .. })), "{made:?}");
         world.up(leader).await;
         took.max(back)
     });

@@ -520,6 +520,7 @@ fn labels_change_and_subnets_do_not() {
                 .collect(),
         ),
         attachable: Some(true),
+        name: None,
     };
     fixture.run(update(&[("tier", "front")])).unwrap();
     let catalog = fixture.follower.catalog.as_ref().unwrap();
@@ -527,6 +528,29 @@ fn labels_change_and_subnets_do_not() {
     assert!(now.attachable && now.labels["tier"] == "front");
     assert_eq!(now.segments, network.segments);
     assert!(fixture.run(update(&[(" ", "")])).is_err());
+}
+
+#[test]
+fn a_network_takes_another_name_that_is_free() {
+    let mut fixture = Fixture::with_nodes(1);
+    let network = fixture.create("docker-1", &[]).unwrap();
+    fixture.create("db", &[]).unwrap();
+    let rename = |name: &str| Command::NetworkUpdate {
+        network: network.id.clone(),
+        labels: None,
+        attachable: None,
+        name: Some(name.into()),
+    };
+    let taken = fixture.run(rename("db")).unwrap_err();
+    assert_eq!(taken.code(), ErrorCode::NameTaken);
+    let builtin = fixture.run(rename("bridge")).unwrap_err();
+    assert_eq!(builtin.code(), ErrorCode::NameTaken);
+    let odd = fixture.run(rename("-")).unwrap_err();
+    assert_eq!(odd.code(), ErrorCode::InvalidName);
+    fixture.run(rename("web")).unwrap();
+    fixture.run(rename("web")).unwrap();
+    let catalog = fixture.follower.catalog.as_ref().unwrap();
+    assert_eq!(catalog.networks[&network.id].name, "web");
 }
 
 #[test]

@@ -343,6 +343,7 @@ fn ingress_has_leases_and_nobody_removes_or_changes_it() {
         network: ingress.clone(),
         labels: None,
         attachable: Some(true),
+        name: None,
     };
     assert_eq!(
         fixture.run(update).unwrap_err().code(),
