@@ -12,6 +12,21 @@ use std::time::{Duration, Instant};
 use super::config::{Settings, Uplink};
 use super::error::{ApiError, ErrorCode};
 
+/// The socket that the service manager holds open under a name (systemd's `FileDescriptorName=`), if it does. To be
+/// asked once.
+///
+/// # Errors
+/// When what it holds is no listening unix socket.
+pub fn held_socket(name: &str) -> std::io::Result<Option<std::os::unix::net::UnixListener>> {
+    let mut held = sd_notify::listen_fds_with_names()?;
+    let Some((fd, _)) = held.find(|(_, of)| of == name) else {
+        return Ok(None);
+    };
+    let listener = crate::sys::inherit::unix_listener(fd)?;
+    listener.set_nonblocking(true)?;
+    Ok(Some(listener))
+}
+
 /// Name of the lock file in the run and state directories.
 pub const LOCK_FILE: &str = "agent.lock";
 

@@ -84,8 +84,10 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     let listener = bind_socket(&settings.socket, group_id(&settings)?, "--socket")?;
     let plugin_listener = match &settings.docker_plugin {
         Some(path) => {
-            let bound = plugin_socket(path).inspect_err(|_| remove(&sockets))?;
-            sockets.push(path.clone());
+            let (bound, held) = plugin_socket(path).inspect_err(|_| remove(&sockets))?;
+            if !held {
+                sockets.push(path.clone());
+            }
             Some(bound)
         }
         None => None,
@@ -174,9 +176,22 @@ fn remove(sockets: &[PathBuf]) {
 
 /// Docker's plugin socket: the one the service manager holds open, or a new one. A held one outlives the agent, so that
 /// an engine waits for the next instead of finding nobody.
-fn plugin_socket(path: &Path) -> Result<UnixListener, ApiError> {
-    bind_socket(path, None, "--docker-plugin")
+fn plugin_socket(path: &Path) -> Result<(UnixListener, bool), ApiError> {
+    let held = preflight::held_socket(HELD_PLUGIN)
+        .and_then(|held| held.map(UnixListener::from_std).transpose());
+    match held {
+        Ok(Some(listener)) => Ok((listener, true)),
+        Ok(None) => Ok((bind_socket(path, None, "--docker-plugin")?, false)),
+        Err(error) => Err(ApiError::new(
+            ErrorCode::PathUnusable,
+            format!("the service manager's socket for Docker's plugin cannot be used: {error}"),
+            "look at weft-docker.socket: systemctl status weft-docker.socket",
+        )),
+    }
 }
+
+/// `FileDescriptorName=` of the socket that a service manager may hold for Docker's plugin.
+const HELD_PLUGIN: &str = "docker-plugin";
 
 /// Makes the socket under another name, sets group and mode, then puts it in place: nobody can connect
 /// before the rights are set, and a dead agent's socket is replaced in one step.

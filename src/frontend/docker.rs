@@ -6,6 +6,7 @@
 //! | [`ipam`] | bodies and answers of `IpamDriver` |
 //! | [`engine`] | a client of the engine's own API |
 //! | [`forward`] | a managed plugin's program, which passes calls on to the agent |
+//! | [`services`] | services from labels |
 //! | [`watch`] | networks and containers by name, from the engine's events |
 //!
 //! Protocol: moby `libnetwork/docs/remote.md` and `ipam.md`, and what Docker 20.10 sends. Every call is a `POST` of JSON.
@@ -32,6 +33,7 @@ mod driver;
 mod engine;
 pub mod forward;
 mod ipam;
+mod services;
 mod watch;
 
 pub use watch::spawn;

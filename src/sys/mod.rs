@@ -18,6 +18,7 @@ pub mod caps;
 pub mod clock;
 mod error;
 pub mod ethtool;
+pub mod inherit;
 pub mod limits;
 pub mod link;
 pub mod memory;

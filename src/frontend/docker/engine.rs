@@ -57,6 +57,50 @@ pub(super) struct Network {
     pub(super) name: String,
 }
 
+/// Of `GET /services`.
+#[derive(Debug, Deserialize)]
+pub(super) struct SwarmService {
+    #[serde(rename = "ID")]
+    pub(super) id: String,
+    #[serde(rename = "Spec")]
+    pub(super) spec: ServiceSpec,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ServiceSpec {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    task_template: TaskTemplate,
+    /// Where engines before 1.25 of the API have them.
+    #[serde(default)]
+    networks: Option<Vec<ServiceNetwork>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct TaskTemplate {
+    #[serde(default)]
+    networks: Option<Vec<ServiceNetwork>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ServiceNetwork {
+    target: String,
+}
+
+impl SwarmService {
+    /// Ids of its networks.
+    pub(super) fn networks(&self) -> impl Iterator<Item = &str> {
+        let own = self.spec.task_template.networks.iter().flatten();
+        let old = self.spec.networks.iter().flatten();
+        own.chain(old).map(|network| network.target.as_str())
+    }
+}
+
 /// Of `GET /containers/json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -95,6 +139,8 @@ pub(super) struct Settings {
 
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Attachment {
+    #[serde(rename = "NetworkID", default)]
+    pub(super) network_id: String,
     #[serde(rename = "EndpointID", default)]
     pub(super) endpoint_id: String,
     #[serde(rename = "Aliases", default)]
@@ -130,6 +176,14 @@ impl Engine {
         self.get("/networks").await
     }
 
+    /// `None` where the engine is no manager of a swarm.
+    pub(super) async fn services(&self) -> Result<Option<Vec<SwarmService>>, EngineError> {
+        match self.get("/services").await {
+            Err(EngineError::Refused(_)) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     /// Those that run.
     pub(super) async fn containers(&self) -> Result<Vec<Listed>, EngineError> {
         self.get("/containers/json").await
@@ -145,8 +199,8 @@ impl Engine {
 
     /// What happens to networks and containers from now on.
     pub(super) async fn events(&self) -> Result<Events, EngineError> {
-        // {"type":["network","container"]}
-        let path = "/events?filters=%7B%22type%22%3A%5B%22network%22%2C%22container%22%5D%7D";
+        // {"type":["network","container","service"]}
+        let path = "/events?filters=%7B%22type%22%3A%5B%22network%22%2C%22container%22%2C%22service%22%5D%7D";
         let answer = self.open(path);
         let answer = tokio::time::timeout(ANSWER_LIMIT, answer).await;
         Ok(Events {

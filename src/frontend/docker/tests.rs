@@ -355,6 +355,40 @@ async fn subnets_that_are_given_out_are_held_until_they_are_used_or_given_back()
 }
 
 #[tokio::test]
+async fn a_swarm_allocates_a_network_and_creates_it_with_its_vni() {
+    let node = Node::start().await;
+    let id = "2jxteo2qyi58wzrxun4a53e1t";
+    let pools = json!([{"AddressSpace": "", "Gateway": "10.0.1.254/24", "Pool": "10.0.1.0/24"}]);
+    let body = json!({"NetworkID": id, "Options": {}, "IPv4Data": pools, "IPv6Data": null});
+    let allocated = node.call("NetworkDriver.AllocateNetwork", body).await;
+    let options = allocated["Options"].clone();
+    assert_eq!(
+        options,
+        json!({"com.docker.network.driver.overlay.vxlanid_list": "4097"})
+    );
+    for _ in 0..2 {
+        let made = node
+            .create(id, "10.0.1.0/24", "10.0.1.254/24", options.clone())
+            .await;
+        assert_eq!(made, (200, json!({})));
+    }
+    let other = node.create(id, "10.0.2.0/24", "", options.clone()).await;
+    assert_eq!(other.0, 409, "{other:?}");
+    // Its last task on this node goes, and another comes.
+    for _ in 0..2 {
+        node.call("NetworkDriver.DeleteNetwork", json!({"NetworkID": id}))
+            .await;
+        let made = node
+            .create(id, "10.0.1.0/24", "10.0.1.254/24", options.clone())
+            .await;
+        assert_eq!(made.0, 200, "{made:?}");
+    }
+    node.call("NetworkDriver.FreeNetwork", json!({"NetworkID": id}))
+        .await;
+    assert!(node.agent.network(id).is_err());
+}
+
+#[tokio::test]
 async fn options_are_taken_or_refused_by_name() {
     let node = Node::start().await;
     for (options, word) in [

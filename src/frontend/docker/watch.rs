@@ -10,14 +10,13 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::engine::{Container, Engine, EngineError, Event};
+use super::services::{self, SERVICE_LABEL};
 use crate::agent::api::{Agent, ApiError, EngineNames, ErrorCode};
 
 /// How often everything is gone through.
 const EVERY: Duration = Duration::from_secs(30);
 /// Pauses between attempts to find the engine, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Label that makes a container a backend of a service.
-const SERVICE_LABEL: &str = "weft.service";
 /// Swarm's label for the service of a task, whose name all tasks share.
 const SWARM_SERVICE_LABEL: &str = "com.docker.swarm.service.name";
 
@@ -80,6 +79,7 @@ async fn everything(agent: &Agent, engine: &Engine) -> Result<(), EngineError> {
         }
         endpoints.extend(ids);
     }
+    services::settle(agent, engine).await?;
     let networks = networks.into_iter().map(|network| network.id).collect();
     if let Err(error) = agent.settle_engine(networks, endpoints).await {
         tracing::warn!(%error, "what the engine knows no more stays");
@@ -102,6 +102,7 @@ async fn one(agent: &Agent, engine: &Engine, event: &Event) -> Result<(), Engine
             Ok(())
         }
         ("network", "connect") => name_container(agent, engine, &attribute("container")).await,
+        ("service", _) => services::settle(agent, engine).await,
         ("container", "start" | "rename") => name_container(agent, engine, &event.actor.id).await,
         _ => Ok(()),
     }
@@ -122,6 +123,10 @@ async fn name_container(agent: &Agent, engine: &Engine, id: &str) -> Result<(), 
     let Some(container) = engine.container(id).await? else {
         return Ok(());
     };
+    let labels = container.config.labels.clone().unwrap_or_default();
+    let attachments = container.network_settings.networks.iter().flatten();
+    let networks = attachments.filter_map(|(_, one)| agent.engine_network_id(&one.network_id));
+    services::of_container(agent, &labels, networks.collect()).await;
     for names in names_of(container) {
         let name = names.name.clone();
         if let Err(error) = agent.name_engine_endpoint(names).await {

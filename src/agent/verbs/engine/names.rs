@@ -21,6 +21,13 @@ use crate::cluster::manager::reply::Reply;
 const SETTLING: Duration = Duration::from_secs(30);
 
 impl Agent {
+    /// The network that an engine's is, by the engine's id.
+    pub fn engine_network_id(&self, id: &str) -> Option<String> {
+        let live = self.live();
+        let known = live.node.engine.networks.get(id);
+        known.map(|known| known.network.clone())
+    }
+
     /// Tells how an engine calls a network. One that was made for it takes that name, if no other has it.
     ///
     /// # Errors

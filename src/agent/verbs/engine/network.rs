@@ -45,16 +45,26 @@ impl Agent {
     async fn bind_network(&self, id: &str, wish: EngineNetworkWish) -> Result<Network, ApiError> {
         let known = self.live().node.engine.networks.get(id).cloned();
         match known {
-            Some(known) if known.wish == wish => self.network_of_engine(id).await,
-            Some(known) => Err(ApiError::new(
-                ErrorCode::IdTaken,
-                format!(
-                    "the engine's network {} is \"{}\" already, with other subnets or options",
-                    ident::short(id),
-                    known.name
-                ),
-                "remove the engine's network, and create it again",
-            )),
+            Some(known) => {
+                let network = self.network_of_engine(id).await?;
+                // A swarm's manager tells its VNIs the second time, which it was told the first.
+                if check_fits(&network, &wish).is_ok() {
+                    if known.wish != wish {
+                        self.remember_network(id, &network, wish, known.made)
+                            .await?;
+                    }
+                    return Ok(network);
+                }
+                Err(ApiError::new(
+                    ErrorCode::IdTaken,
+                    format!(
+                        "the engine's network {} is \"{}\" already, with other subnets or options",
+                        ident::short(id),
+                        known.name
+                    ),
+                    "remove the engine's network, and create it again",
+                ))
+            }
             None => {
                 let (network, made) = self.find_or_make(id, &wish, None).await?;
                 self.remember_network(id, &network, wish, made).await?;
