@@ -285,6 +285,9 @@ pub struct AttachRequest {
     /// Its share of that service's new connections; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// The node itself reaches its addresses, where the network has a way out.
+    #[serde(default)]
+    pub node_access: bool,
 }
 
 /// One endpoint as `weft ps` lists it.

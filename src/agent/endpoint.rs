@@ -48,6 +48,9 @@ pub struct Endpoint {
     /// How it takes part in that service.
     #[serde(default, skip_serializing_if = "Backing::is_usual")]
     pub backing: Backing,
+    /// The node itself reaches its addresses, where the network has a way out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_access: bool,
     /// Nanoseconds since 1970.
     pub created: u64,
     /// Version of the record, given anew at each start.

@@ -173,6 +173,7 @@ impl Model {
                 weight: wish.weight.unwrap_or(1),
                 ..Backing::default()
             },
+            node_access: false,
             created: 0,
             version: Version::default(),
         };

@@ -49,7 +49,21 @@ impl Agent {
             .find_overlay(reference, "attach to")?
             .id
             .clone();
-        let attached = self.attach_on(&id, wish, Role::Workload).await?;
+        let attached = match self.attach_on(&id, wish, Role::Workload).await {
+            // The workload's way out took the first free name, and can have another one.
+            Err(error) if error.code == ErrorCode::IfnameInUse => {
+                let workload = self.plumbing().workload(&wish.target)?;
+                let ifname = wish.ifname.as_deref().unwrap_or_default();
+                let again = self.attach_on(&id, wish, Role::Workload);
+                let again = self.without_leg_named(workload.netns_inode, ifname, again);
+                let again = again.await.unwrap_or(Err(error));
+                if again.is_err() {
+                    self.settle_workload(workload.netns_inode).await;
+                }
+                again?
+            }
+            attached => attached?,
+        };
         let workload = self.plumbing().workload(&wish.target)?;
         self.settle_workload(workload.netns_inode).await;
         Ok(attached)
@@ -331,6 +345,7 @@ impl Agent {
             aliases: wish.aliases.clone(),
             service: wish.service.clone().unwrap_or_default(),
             backing: self.first_backing(network, wish),
+            node_access: wish.node_access,
             created: ident::unix_nanos(),
             version: self.live().next_version(),
         }
