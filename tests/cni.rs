@@ -124,6 +124,19 @@ fn a_container_is_attached_checked_and_detached() {
     node.space.netns().enter_on_spawn(&mut ping).unwrap();
     assert!(ping.output().unwrap().status.success());
 
+    // Nobody else does on that way: neither a workload of another network nor a neighbour that knows the way.
+    let (other, outside) = (Space::new(), outside(&node));
+    let blue = ("other", &*netns(&other), "eth0");
+    runtime.done("ADD", blue, &json!({"network": "blue"}));
+    ip(&format!("-n {} route add {host}/32 via {NODE}", outside.0));
+    let _server = Server::start("pod", &space.netns(), 80);
+    let to = SocketAddr::new(host.parse().unwrap(), 80);
+    answered("the node", || ask(&node.space.netns(), to));
+    for stranger in [&other, &outside] {
+        assert!(ask(&stranger.netns(), to).is_err(), "{}", stranger.0);
+    }
+    runtime.done("DEL", blue, &json!({"network": "blue"}));
+
     let checked = json!({"network": "red", "prevResult": added.clone()});
     runtime.done("CHECK", eth0, &checked);
     assert_eq!(
@@ -139,6 +152,19 @@ fn a_container_is_attached_checked_and_detached() {
     let mut other = checked.clone();
     other["prevResult"]["interfaces"] = json!([]);
     assert_eq!(runtime.code("CHECK", eth0, &other), 103);
+
+    // What is a neighbour's stays the neighbour's.
+    ip(&format!(
+        "-n {} addr add 10.0.1.200/24 dev out",
+        node.space.0
+    ));
+    let routes = || shown(&node.space, "route show proto 87");
+    eventually("the route gives way", PATIENCE, || routes().is_empty());
+    ip(&format!(
+        "-n {} addr del 10.0.1.200/24 dev out",
+        node.space.0
+    ));
+    eventually("the route is back", PATIENCE, || routes().contains(host));
 
     runtime.done("DEL", eth0, &red);
     assert!(!space.links().contains("eth"), "{}", space.links());

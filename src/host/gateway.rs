@@ -302,7 +302,7 @@ pub async fn return_routes(
 }
 
 /// The node's own routes to single addresses through the bridge, each by the address beside it. Others that were made by
-/// this are taken away.
+/// this are taken away. An address on a link of the node's own is its neighbour's, and gets none.
 ///
 /// # Errors
 /// [`HostError::NoNetwork`] without the bridge; the kernel's reason.
@@ -315,6 +315,16 @@ pub async fn node_routes(bridge: &str, ways: &BTreeMap<IpAddr, IpAddr>) -> Resul
         there.extend(netlink.gateway_routes(v6).await?);
     }
     there.retain(|route| route.ours && route.link == Some(link.index));
+    let neighbours = netlink.addresses().await?;
+    let is_neighbour = |ip: IpAddr| {
+        let mut others = neighbours.iter().filter(|(index, _)| *index != link.index);
+        others.any(|(_, prefix)| prefix.contains(ip))
+    };
+    let ways: BTreeMap<IpAddr, IpAddr> = ways
+        .iter()
+        .filter(|(to, _)| !is_neighbour(**to))
+        .map(|(to, by)| (*to, *by))
+        .collect();
     for route in &there {
         if ways.get(&route.destination.ip()) != Some(&route.gateway) {
             netlink
@@ -323,10 +333,10 @@ pub async fn node_routes(bridge: &str, ways: &BTreeMap<IpAddr, IpAddr>) -> Resul
         }
     }
     for (to, by) in ways {
-        let known = |route: &GatewayRoute| route.destination.ip() == *to && route.gateway == *by;
+        let known = |route: &GatewayRoute| route.destination.ip() == to && route.gateway == by;
         if !there.iter().any(known) {
             netlink
-                .put_own_route(link.index, IpNetwork::from(*to), *by)
+                .put_own_route(link.index, IpNetwork::from(to), by)
                 .await?;
         }
     }

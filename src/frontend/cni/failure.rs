@@ -76,14 +76,25 @@ impl Failure {
         let mut object = json!({
             "cniVersion": version,
             "code": self.code as u32,
-            "msg": self.message,
+            "msg": cut(&self.message),
         });
         if !self.details.is_empty() {
-            object["details"] = self.details.clone().into();
+            object["details"] = cut(&self.details).into();
         }
         format!("{object:#}\n")
     }
 }
+
+/// What was handed in may be part of a message, and be as long as it likes.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MESSAGE_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The longest message in characters.
+const MESSAGE_MAX: usize = 400;
 
 fn code(code: ErrorCode) -> Code {
     use ErrorCode as E;

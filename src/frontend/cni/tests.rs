@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::call::{Call, Environment, NEWEST, STDIN_MAX, Wish};
@@ -142,6 +143,65 @@ fn what_is_no_configuration_cannot_be_decoded() {
             assert_eq!(refusal(&[("CNI_COMMAND", verb)], input).0, 6, "{shown}");
         }
     }
+}
+
+#[test]
+fn messages_stay_short_whatever_is_handed_in() {
+    let long = "ä".repeat(1_000_000);
+    for more in [
+        json!({"ipam": {"type": long}}),
+        json!({"runtimeConfig": {"ips": [long]}}),
+        json!({"runtimeConfig": {"ips": long}}),
+        json!({"socket": long}),
+        json!({"name": long}),
+        json!({"cniVersion": long}),
+    ] {
+        refusal(&[], &config(more));
+    }
+    refusal(&[("CNI_ARGS", &long)], &config(json!({})));
+    refusal(&[("CNI_NETNS", &long)], &config(json!({})));
+    refusal(&[("CNI_COMMAND", &long)], &config(json!({})));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn whatever_is_handed_in_is_answered_by_an_error_object(
+        at in 0_usize..400,
+        bytes in prop::collection::vec(any::<u8>(), 0..12),
+        args in "[ -~]{0,20}",
+    ) {
+        let mut input = config(json!({
+            "runtimeConfig": {"ips": ["10.0.1.7/24"], "aliases": {"web": ["a"]}},
+            "prevResult": {"ips": [{"address": "10.0.1.7/24", "interface": 0}], "dns": null},
+            "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}],
+        }));
+        let at = at.min(input.len());
+        let end = (at + bytes.len()).min(input.len());
+        input.splice(at..end, bytes);
+        // Changed or not, there is no such namespace.
+        refusal(&[("CNI_ARGS", &args)], &input);
+        for verb in ["DEL", "CHECK", "GC", "STATUS", "VERSION", &args] {
+            let _only_read = call(&[("CNI_COMMAND", verb)], &input);
+        }
+    }
+}
+
+#[test]
+fn the_example_is_a_configuration() {
+    let text = include_str!("../../../deploy/cni/10-weft.conflist");
+    let list: Value = serde_json::from_str(text).unwrap();
+    let mut first = list["plugins"][0].clone();
+    assert_eq!(first["type"], super::PROGRAM);
+    for key in ["cniVersion", "name"] {
+        first[key] = list[key].clone();
+    }
+    let called = call(&[], &serde_json::to_vec(&first).unwrap());
+    let Ok(Call::Add(task, _)) = called else {
+        panic!("{called:?}");
+    };
+    assert_eq!(task.config.network, "my-network");
 }
 
 #[test]
