@@ -6,7 +6,7 @@ mod lab_support;
 mod node_support;
 mod service_support;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -366,6 +366,66 @@ fn containers_on_two_nodes_reach_each_other() {
     }
     // And the lab's own workloads.
     assert!(pings(&lab, "my-web.1", "my-web.2", 3) > 0);
+}
+
+#[test]
+fn a_limited_container_is_as_slow_as_that_both_ways() {
+    if !able() {
+        return;
+    }
+    let node = node();
+    let runtime = Runtime::of(&node);
+    let (slow, fast) = (Space::new(), Space::new());
+    let places = [netns(&slow), netns(&fast)];
+    let limited = json!({"network": "red", "runtimeConfig": {"bandwidth": {
+        "ingressRate": 40_000_000, "ingressBurst": 800_000,
+        "egressRate": 20_000_000, "egressBurst": 800_000,
+    }}});
+    let added = runtime.done("ADD", ("slow", &places[0], "eth0"), &limited);
+    assert_eq!(
+        runtime.done("ADD", ("slow", &places[0], "eth0"), &limited),
+        added
+    );
+    let other = runtime.done(
+        "ADD",
+        ("fast", &places[1], "eth0"),
+        &json!({"network": "red"}),
+    );
+    let address = |result: &Value| {
+        let text = result["ips"][0]["address"].as_str().unwrap();
+        text.split('/').next().unwrap().parse().unwrap()
+    };
+    let (slow, fast) = (slow.netns(), fast.netns());
+    let in_time = transfer_time(&fast, &slow, address(&added), 2 << 20);
+    let out_time = transfer_time(&slow, &fast, address(&other), 2 << 20);
+    // 16.8 Mbit: 0.42 s and 0.84 s, less what a burst carries; without a limit a few milliseconds.
+    let within = |time: f64, ideal: f64| time > 0.8 * ideal && time < 10.0 * ideal;
+    assert!(within(in_time, 0.40), "{in_time} s");
+    assert!(within(out_time, 0.80), "{out_time} s");
+    let nothing = json!({"network": "red", "runtimeConfig": {"bandwidth": {"egressRate": 1}}});
+    let third = Space::new();
+    assert_eq!(
+        runtime.code("ADD", ("third", &netns(&third), "eth0"), &nothing),
+        7
+    );
+}
+
+/// Seconds that `len` bytes take from one container to the other over TCP.
+fn transfer_time(from: &Netns, to: &Netns, address: IpAddr, len: usize) -> f64 {
+    let listener = to.run_in(|| std::net::TcpListener::bind("0.0.0.0:9").unwrap());
+    let listener = listener.unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap()
+    });
+    let target = SocketAddr::new(address, 9);
+    let begin = std::time::Instant::now();
+    let connect = || std::net::TcpStream::connect_timeout(&target, Duration::from_secs(5));
+    let mut stream = from.run_in(connect).unwrap().unwrap();
+    std::io::Write::write_all(&mut stream, &vec![7; len]).unwrap();
+    drop(stream);
+    assert_eq!(reader.join().unwrap(), len as u64);
+    begin.elapsed().as_secs_f64()
 }
 
 #[test]

@@ -174,6 +174,7 @@ impl Model {
                 ..Backing::default()
             },
             node_access: false,
+            limits: Default::default(),
             created: 0,
             version: Version::default(),
         };

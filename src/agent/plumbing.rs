@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use futures_util::future::BoxFuture;
 use ipnetwork::IpNetwork;
 
-use super::api::DataplaneStatus;
+use super::api::{DataplaneStatus, Limits};
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::network::Network;
@@ -116,6 +116,8 @@ pub struct EndpointPlan {
     pub routes: Vec<(IpNetwork, IpAddr)>,
     /// The workload may send with addresses nobody gave it.
     pub interop: bool,
+    /// How fast it may send and be sent to.
+    pub limits: Limits,
 }
 
 impl EndpointPlan {
@@ -132,6 +134,7 @@ impl EndpointPlan {
             ifname: (!endpoint.ifname.is_empty()).then(|| endpoint.ifname.clone()),
             routes: sibling_routes(network, endpoint.segment),
             interop: network.interop,
+            limits: endpoint.limits,
         }
     }
 }

@@ -17,7 +17,9 @@ use super::netlink::netns_id_of;
 use super::sandbox::{check_id, check_mtu, find, network_mark, open_network, wanted};
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo};
-use super::{GsoSizes, HostError, Link, Mark, Netlink, SegmentNames, VethEnd, WorkloadRef};
+use super::{
+    GsoSizes, HostError, Link, Mark, Netlink, RateLimit, SegmentNames, VethEnd, WorkloadRef,
+};
 use crate::sys::netns::Netns;
 use crate::wire::Mac;
 
@@ -75,6 +77,10 @@ pub struct EndpointSpec {
     pub owner: String,
     /// The kernel drops frames of this workload with another source MAC.
     pub isolate_spoofing: bool,
+    /// How fast it may send.
+    pub outgoing: Option<RateLimit>,
+    /// How fast it may be sent to.
+    pub incoming: Option<RateLimit>,
 }
 
 impl EndpointSpec {
@@ -324,6 +330,12 @@ impl EndpointBuilder<'_> {
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
+        if let Some(limit) = self.spec.incoming {
+            self.network.put_rate(host.index, limit).await?;
+        }
+        if let Some(limit) = self.spec.outgoing {
+            self.workload.put_rate(inner.index, limit).await?;
+        }
         self.network.settle(&host.name).await?;
         self.workload.settle(&inner.name).await?;
         Ok(AttachedEndpoint {
@@ -555,6 +567,8 @@ mod tests {
             routes: Vec::new(),
             owner: "node".into(),
             isolate_spoofing: true,
+            outgoing: None,
+            incoming: None,
         }
     }
 

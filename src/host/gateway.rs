@@ -239,6 +239,8 @@ pub async fn attach_leg(spec: &LegSpec) -> Result<Option<AttachedEndpoint>, Host
         routes: routes.collect(),
         owner: spec.owner.clone(),
         isolate_spoofing: true,
+        outgoing: None,
+        incoming: None,
     };
     attach(&endpoint).await.map(Some)
 }

@@ -136,6 +136,8 @@ impl Place {
             routes: Vec::new(),
             owner: "test-node".into(),
             isolate_spoofing: true,
+            outgoing: None,
+            incoming: None,
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::VERSIONS;
 use super::attachment::{Attachment, Dns, before, or_default};
 use super::failure::{Code, Failure};
-use crate::agent::api::Mac;
+use crate::agent::api::{Limits, Mac, Rate};
 
 /// The newest version of the protocol.
 pub const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
@@ -60,6 +60,8 @@ pub struct Wish {
     pub mac: Option<Mac>,
     /// Names on the network.
     pub aliases: Vec<String>,
+    /// How fast it may send and be sent to.
+    pub limits: Option<Limits>,
 }
 
 /// The configuration.
@@ -110,6 +112,8 @@ struct RuntimeConfig {
     mac: String,
     #[serde(default, deserialize_with = "or_default")]
     aliases: Aliases,
+    #[serde(default, deserialize_with = "or_default")]
+    bandwidth: Bandwidth,
 }
 
 /// A list, or one per network as Podman gives it.
@@ -123,6 +127,32 @@ enum Aliases {
 impl Default for Aliases {
     fn default() -> Aliases {
         Aliases::List(Vec::new())
+    }
+}
+
+/// Bits per second, and bits at once; zero is no limit. In and out of the container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Bandwidth {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
+}
+
+impl Bandwidth {
+    fn limits(&self) -> Option<Limits> {
+        let rate = |bits_per_second: u64, burst: u64| {
+            (bits_per_second > 0).then_some(Rate {
+                bits_per_second,
+                burst_bits: (burst > 0).then_some(burst),
+            })
+        };
+        let limits = Limits {
+            incoming: rate(self.ingress_rate, self.ingress_burst),
+            outgoing: rate(self.egress_rate, self.egress_burst),
+        };
+        (!limits.are_none()).then_some(limits)
     }
 }
 
@@ -287,6 +317,7 @@ impl Environment {
             ips: ips?,
             mac,
             aliases,
+            limits: asked.runtime.bandwidth.limits(),
         })
     }
 

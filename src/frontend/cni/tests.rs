@@ -228,6 +228,11 @@ fn a_configuration_that_cannot_be_right_says_what_is_wrong() {
         (json!({"runtimeConfig": {"mac": "02:42"}}), 7, "MAC"),
         (json!({"args": {"cni": {"ips": ["::/200"]}}}), 7, "::/200"),
         (json!({"runtimeConfig": {"aliases": 7}}), 6, "aliases"),
+        (
+            json!({"runtimeConfig": {"bandwidth": {"egressRate": -1}}}),
+            6,
+            "",
+        ),
     ];
     for (more, code, says) in cases {
         let (got, message) = refusal(&[], &config(more.clone()));
@@ -307,6 +312,24 @@ fn addresses_come_from_three_places_in_order() {
     assert_eq!(first.mac.unwrap().to_string(), "02:42:0a:00:01:09");
     let empty = json!({"runtimeConfig": {"ips": null, "mac": null}, "args": null, "ipam": {}});
     assert_eq!(wish(&[], empty), Wish::default());
+}
+
+#[test]
+fn a_limit_of_zero_is_none() {
+    let limits =
+        |bandwidth: Value| wish(&[], json!({"runtimeConfig": {"bandwidth": bandwidth}})).limits;
+    assert_eq!(limits(json!({})), None);
+    assert_eq!(limits(Value::Null), None);
+    assert_eq!(limits(json!({"ingressRate": 0, "egressBurst": 9})), None);
+    let one = limits(json!({"ingressRate": 8_000_000, "ingressBurst": 0, "other": 1})).unwrap();
+    assert_eq!(one.outgoing, None);
+    let rate = one.incoming.unwrap();
+    assert_eq!(
+        (rate.bits_per_second, rate.burst_bits()),
+        (8_000_000, 400_000)
+    );
+    let huge = limits(json!({"egressRate": u64::MAX, "egressBurst": u64::MAX})).unwrap();
+    assert_eq!(huge.outgoing.unwrap().burst_bits(), u64::MAX);
 }
 
 #[test]

@@ -49,6 +49,7 @@ async fn add(task: &Task, wish: &Wish) -> Result<String, Failure> {
         aliases: wish.aliases.clone(),
         // Probes of the runtime's, and what other plugins lead to the workload, come from the node.
         node_access: true,
+        limits: wish.limits,
         ..AttachRequest::default()
     };
     let config = &task.config;
