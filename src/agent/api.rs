@@ -287,7 +287,54 @@ pub struct AttachRequest {
     /// Its share of that service's new connections; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// The node itself reaches its addresses, where the network has a way out.
+    #[serde(default)]
+    pub node_access: bool,
+    /// How fast it may send and be sent to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
+
+/// How fast a workload may send and be sent to, on its interface on one network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// To the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incoming: Option<Rate>,
+    /// From the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outgoing: Option<Rate>,
+}
+
+impl Limits {
+    /// Whether nothing is limited.
+    pub fn are_none(&self) -> bool {
+        *self == Limits::default()
+    }
+}
+
+/// One limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In the long run.
+    pub bits_per_second: u64,
+    /// At once, after a silence; what 50 ms carry when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bits: Option<u64>,
+}
+
+impl Rate {
+    /// What may go at once. A super-frame larger than that is cut into packets first; a packet always fits.
+    pub fn burst_bits(&self) -> u64 {
+        let burst = self.burst_bits.unwrap_or(self.bits_per_second / 20);
+        burst.max(BURST_BITS_MIN)
+    }
+}
+
+/// Two packets of a large MTU.
+const BURST_BITS_MIN: u64 = 2 * 9216 * 8;
 
 /// One endpoint as `weft ps` lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

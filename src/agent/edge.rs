@@ -113,6 +113,22 @@ impl Agent {
         egress::settle_one(self, netns_inode).await;
         rules::settle_one(self, netns_inode).await;
     }
+
+    /// Does `work` with the workload's way out taken away, if its interface has this name; it is to get another one
+    /// afterwards. `None` if it has not.
+    pub(super) async fn without_leg_named<T>(
+        &self,
+        netns_inode: u64,
+        ifname: &str,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        if !egress::keep_out(self, netns_inode, ifname).await {
+            return None;
+        }
+        let done = work.await;
+        egress::let_in(self, netns_inode).await;
+        Some(done)
+    }
 }
 
 /// What nobody tells of is found after so long.

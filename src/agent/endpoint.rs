@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::api::AttachRequest;
+use super::api::{AttachRequest, Limits};
 use super::error::{ApiError, ErrorCode};
 use super::network::{Network, Segment, Subnet, is_edge};
 use crate::tables::record::{Backing, EndpointRecord, Version};
@@ -51,6 +51,12 @@ pub struct Endpoint {
     /// What a container engine calls it, whose network plugin made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineRef>,
+    /// The node itself reaches its addresses, where the network has a way out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_access: bool,
+    /// How fast it may send and be sent to.
+    #[serde(default, skip_serializing_if = "Limits::are_none")]
+    pub limits: Limits,
     /// Nanoseconds since 1970.
     pub created: u64,
     /// Version of the record, given anew at each start.
@@ -100,6 +106,7 @@ impl Endpoint {
             && wish
                 .weight
                 .is_none_or(|weight| weight == self.backing.weight)
+            && wish.limits.is_none_or(|limits| limits == self.limits)
             && wish
                 .ifname
                 .as_ref()

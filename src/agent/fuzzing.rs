@@ -174,6 +174,8 @@ impl Model {
                 ..Backing::default()
             },
             engine: None,
+            node_access: false,
+            limits: Default::default(),
             created: 0,
             version: Version::default(),
         };

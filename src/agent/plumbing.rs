@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use futures_util::future::BoxFuture;
 use ipnetwork::IpNetwork;
 
-use super::api::DataplaneStatus;
+use super::api::{DataplaneStatus, Limits};
 use super::endpoint::Endpoint;
 use super::error::{ApiError, ErrorCode};
 use super::network::Network;
@@ -118,6 +118,8 @@ pub struct EndpointPlan {
     pub interop: bool,
     /// Somebody else moves the interface into the workload and sets it up there.
     pub handed_over: bool,
+    /// How fast it may send and be sent to.
+    pub limits: Limits,
 }
 
 impl EndpointPlan {
@@ -135,6 +137,7 @@ impl EndpointPlan {
             routes: sibling_routes(network, endpoint.segment),
             interop: network.interop,
             handed_over: endpoint.engine.is_some(),
+            limits: endpoint.limits,
         }
     }
 }

@@ -16,6 +16,9 @@ fn main() -> ExitCode {
         eprintln!("error: built with the feature `unchecked-bench`, which is for benches only");
         return ExitCode::FAILURE;
     }
+    if frontend::cni::is_called(std::env::args_os().next().as_ref()) {
+        return ExitCode::from(frontend::cni::main());
+    }
     frontend::cli::main(std::env::args_os(), |instrument| {
         let done = match instrument {
             Instruments::Lab(args) => lab::cli::run(*args),

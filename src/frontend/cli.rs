@@ -25,6 +25,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::client::{self, Client};
+use super::cni;
 use crate::agent::api::config::DEFAULT_SOCKET;
 use crate::agent::api::{ApiError, ErrorBody, ErrorCode, exit};
 
@@ -129,6 +130,14 @@ enum Command<M: Subcommand> {
     /// Show and check the agent's configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Be the CNI plugin, as when called by the name weft-cni
+    #[command(after_help = "\
+Examples:
+  sudo ln -s $(command -v weft) /opt/cni/bin/weft-cni      how runtimes find it
+  CNI_COMMAND=VERSION weft cni < /dev/null
+
+Takes CNI_* variables and a configuration on standard input, and prints what CNI 1.1.0 asks for.")]
+    Cni,
     /// Print a completion script
     Completion(docs::CompletionArgs),
     /// Print or write the manual pages
@@ -255,6 +264,7 @@ fn run<M: Subcommand>(command: Command<M>, context: Context) -> Done {
         Command::Agent(args) => agent::run(&args, &context),
         Command::DockerPlugin(args) => docker::plugin(&args, &context),
         Command::Config(args) => config::run(&args, &context),
+        Command::Cni => Ok(cni::main()),
         Command::Completion(args) => docs::completion(&args, &context),
         Command::Man(args) => docs::man(&args, &context),
         Command::Reset(args) => agent::reset(&args, &context),

@@ -18,7 +18,9 @@ use super::netlink::netns_id_of;
 use super::sandbox::{check_id, check_mtu, find, network_mark, open_network, wanted};
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo};
-use super::{GsoSizes, HostError, Link, Mark, Netlink, SegmentNames, VethEnd, WorkloadRef};
+use super::{
+    GsoSizes, HostError, Link, Mark, Netlink, RateLimit, SegmentNames, VethEnd, WorkloadRef,
+};
 use crate::sys::netns::Netns;
 use crate::wire::Mac;
 
@@ -79,6 +81,10 @@ pub struct EndpointSpec {
     /// Whoever runs the workload moves the inner end there, and chooses its name. Without [`EndpointSpec::ifname`] it
     /// is made in our own namespace, with its MAC and sizes and nothing else; with one it was handed over before.
     pub handed_over: bool,
+    /// How fast it may send.
+    pub outgoing: Option<RateLimit>,
+    /// How fast it may be sent to.
+    pub incoming: Option<RateLimit>,
 }
 
 impl EndpointSpec {
@@ -341,6 +347,12 @@ impl EndpointBuilder<'_> {
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
+        if let Some(limit) = self.spec.incoming {
+            self.network.put_rate(host.index, limit).await?;
+        }
+        if let Some(limit) = self.spec.outgoing {
+            self.workload.put_rate(inner.index, limit).await?;
+        }
         self.network.settle(&host.name).await?;
         self.workload.settle(&inner.name).await?;
         Ok(AttachedEndpoint {
@@ -656,6 +668,8 @@ mod tests {
             owner: "node".into(),
             isolate_spoofing: true,
             handed_over: false,
+            outgoing: None,
+            incoming: None,
         }
     }
 

@@ -11,6 +11,7 @@
 //! Legs do not reach each other: their ports are isolated, and what comes in by the bridge goes nowhere unless our rules
 //! have marked it ([`EGRESS_MARK`]). So a flushed firewall closes the way instead of letting private addresses out.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::rule::PolicyRule;
 use super::sandbox::check_mtu;
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo, blocking, delete_netns};
-use super::{BridgeSpec, GsoSizes, HostError, Mark, Netlink, WorkloadRef};
+use super::{BridgeSpec, GatewayRoute, GsoSizes, HostError, Mark, Netlink, WorkloadRef};
 use crate::sys::netns::Netns;
 use crate::wire::Mac;
 
@@ -239,6 +240,8 @@ pub async fn attach_leg(spec: &LegSpec) -> Result<Option<AttachedEndpoint>, Host
         owner: spec.owner.clone(),
         isolate_spoofing: true,
         handed_over: false,
+        outgoing: None,
+        incoming: None,
     };
     attach(&endpoint).await.map(Some)
 }
@@ -295,6 +298,48 @@ pub async fn return_routes(
         for mark in ours.filter(|mark| !wanted.iter().any(|(wanted, _)| wanted == *mark)) {
             netlink
                 .delete_rule(&PolicyRule::MarkToTable(*mark), v6)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// The node's own routes to single addresses through the bridge, each by the address beside it. Others that were made by
+/// this are taken away. An address on a link of the node's own is its neighbour's, and gets none.
+///
+/// # Errors
+/// [`HostError::NoNetwork`] without the bridge; the kernel's reason.
+pub async fn node_routes(bridge: &str, ways: &BTreeMap<IpAddr, IpAddr>) -> Result<(), HostError> {
+    let netlink = Netlink::current()?;
+    let link = netlink.link_by_name(bridge).await?;
+    let link = link.ok_or_else(|| HostError::NoNetwork(format!("link {bridge}")))?;
+    let mut there = Vec::new();
+    for v6 in [false, true] {
+        there.extend(netlink.gateway_routes(v6).await?);
+    }
+    there.retain(|route| route.ours && route.link == Some(link.index));
+    let neighbours = netlink.addresses().await?;
+    let is_neighbour = |ip: IpAddr| {
+        let mut others = neighbours.iter().filter(|(index, _)| *index != link.index);
+        others.any(|(_, prefix)| prefix.contains(ip))
+    };
+    let ways: BTreeMap<IpAddr, IpAddr> = ways
+        .iter()
+        .filter(|(to, _)| !is_neighbour(**to))
+        .map(|(to, by)| (*to, *by))
+        .collect();
+    for route in &there {
+        if ways.get(&route.destination.ip()) != Some(&route.gateway) {
+            netlink
+                .delete_own_route(link.index, route.destination, route.gateway)
+                .await?;
+        }
+    }
+    for (to, by) in ways {
+        let known = |route: &GatewayRoute| route.destination.ip() == to && route.gateway == by;
+        if !there.iter().any(known) {
+            netlink
+                .put_own_route(link.index, IpNetwork::from(to), by)
                 .await?;
         }
     }

@@ -40,6 +40,7 @@ mod mark;
 mod neigh;
 mod netlink;
 mod nft;
+mod qdisc;
 mod resolv;
 mod route;
 mod rule;
@@ -57,8 +58,8 @@ pub use endpoint::{
 pub use error::HostError;
 pub use gateway::{
     EGRESS_MARK, GatewayBridge, GatewaySpec, LegSpec, attach_leg, detach_leg, ensure_gateway,
-    ensure_router, find_gateway, list_legs, prefixes_in_use, remove_gateway, remove_router,
-    return_routes,
+    ensure_router, find_gateway, list_legs, node_routes, prefixes_in_use, remove_gateway,
+    remove_router, return_routes,
 };
 pub use gso::{GsoSizes, UplinkKind};
 pub use inspect::{NetworkFound, inspect_network};
@@ -67,7 +68,9 @@ pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
 pub use nft::{RuleWatch, ensure_loopback, forget_flows, put_rules, remove_rules, rules};
+pub use qdisc::RateLimit;
 pub use resolv::{remove_resolv, resolv_mark, sweep_resolv, write_resolv};
+pub use route::GatewayRoute;
 pub use rule::PolicyRule;
 pub use sandbox::{
     NetworkSandbox, NetworkSpec, SegmentLinks, SegmentNames, SegmentSpec, ensure_network,

@@ -43,6 +43,17 @@ pub struct BackendLeg {
     pub reply_from: Vec<IpAddr>,
 }
 
+/// A workload's interface on the gateway bridge, by which the node comes that is to reach the workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeWay {
+    /// Its name.
+    pub ifname: String,
+    /// The workload's addresses that the node leads there.
+    pub addresses: Vec<IpAddr>,
+    /// The interface's own: what the kernel answers datagrams from.
+    pub reply_from: Vec<IpAddr>,
+}
+
 /// A published port as the node's rules see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePort {
@@ -174,13 +185,49 @@ fn backend(text: &mut String, leg: &BackendLeg) {
         );
     }
     text.push_str("}\n");
-    // A server that answers a datagram lets the kernel choose the source, by the default route: the flow has to come from
-    // there already, or the answer belongs to no flow.
-    text.push_str("chain ingress_datagrams {\n  type nat hook prerouting priority -100;\n");
-    for address in &leg.addresses {
+    datagrams(
+        text,
+        "ingress_datagrams",
+        (ifname, &leg.addresses),
+        &leg.reply_from,
+    );
+    let (mark, mask) = RETURN_MARK;
+    text.push_str("chain ingress_back {\n  type route hook output priority -150;\n");
+    line(
+        text,
+        format_args!("  ct direction reply ct mark & {mask:#x} == {mark:#x} meta mark set ct mark"),
+    );
+    text.push_str("}\n");
+}
+
+/// What the node sends to a workload that it is to reach.
+pub fn node_way(way: &NodeWay) -> String {
+    let mut text = String::new();
+    datagrams(
+        &mut text,
+        "node_datagrams",
+        (&way.ifname, &way.addresses),
+        &way.reply_from,
+    );
+    text
+}
+
+/// A server that answers a datagram lets the kernel choose the source, by the default route: the flow has to come from
+/// there already, or the answer belongs to no flow.
+fn datagrams(
+    text: &mut String,
+    chain: &str,
+    (ifname, addresses): (&str, &[IpAddr]),
+    reply_from: &[IpAddr],
+) {
+    line(
+        text,
+        format_args!("chain {chain} {{\n  type nat hook prerouting priority -100;"),
+    );
+    for address in addresses {
         let family = family(*address);
         let same = |other: &&IpAddr| other.is_ipv4() == address.is_ipv4();
-        if let Some(from) = leg.reply_from.iter().find(same) {
+        if let Some(from) = reply_from.iter().find(same) {
             line(
                 text,
                 format_args!(
@@ -189,13 +236,6 @@ fn backend(text: &mut String, leg: &BackendLeg) {
             );
         }
     }
-    text.push_str("}\n");
-    let (mark, mask) = RETURN_MARK;
-    text.push_str("chain ingress_back {\n  type route hook output priority -150;\n");
-    line(
-        text,
-        format_args!("  ct direction reply ct mark & {mask:#x} == {mark:#x} meta mark set ct mark"),
-    );
     text.push_str("}\n");
 }
 

@@ -137,6 +137,8 @@ impl Place {
             owner: "test-node".into(),
             isolate_spoofing: true,
             handed_over: false,
+            outgoing: None,
+            incoming: None,
         }
     }
 }

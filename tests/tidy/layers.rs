@@ -72,11 +72,18 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "frontend",
         may: &["agent::api"],
-        also: &[(
-            "src/frontend/daemon",
-            &["agent"],
-            "puts the agent together and starts it",
-        )],
+        also: &[
+            (
+                "src/frontend/daemon",
+                &["agent"],
+                "puts the agent together and starts it",
+            ),
+            (
+                "src/frontend/cni/kernel",
+                &["host", "sys"],
+                "a CNI plugin looks into the workload's namespace itself",
+            ),
+        ],
     },
     layer("lab", &["wire", "sys", "host", "agent::api", "frontend"]),
     layer("bench", &["wire", "sys", "host", "agent::api", "frontend"]),

@@ -1,13 +1,13 @@
 //! The gateway bridge and workloads' legs on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
 
 use super::Look;
-use super::plan::{Workload, workloads};
+use super::plan::{Workload, node_ways, workloads};
 use super::state::{Gateway, Leg};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::Agent;
@@ -23,7 +23,7 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
     }
     let mut given = agent.inner.edge.legs.lock().await;
     if look == Look::Everything {
-        *given = Given::default();
+        given.forget();
     }
     let wanted = legs_wanted(agent);
     let known: Vec<(String, Leg)> = {
@@ -45,9 +45,10 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
         report(agent, one, result);
     }
     if wanted.is_empty() {
-        *given = Given::default();
+        given.forget();
         close(agent).await;
     }
+    lead_node(agent, &mut given).await;
     if look == Look::Everything {
         drop_strays(agent).await;
     }
@@ -79,6 +80,55 @@ pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
             }
         }
     }
+    lead_node(agent, &mut given).await;
+}
+
+/// Leads the node itself to the workloads that it is to reach.
+async fn lead_node(agent: &Agent, given: &mut Given) {
+    let Some(gateway) = &given.gateway else {
+        return;
+    };
+    let ways = node_ways(&agent.live().node);
+    if given.node.as_ref() == Some(&ways) {
+        return;
+    }
+    let key = "the node's routes to workloads";
+    match agent
+        .plumbing()
+        .edge()
+        .node_routes(&gateway.bridge, &ways)
+        .await
+    {
+        Ok(()) => {
+            given.node = Some(ways);
+            agent.well_again(key);
+        }
+        Err(error) => agent.trouble(key, error.code.as_str(), &error),
+    }
+}
+
+/// Takes a workload's leg away if its interface has this name, and gives it none before [`let_in`]. Tells whether it had.
+pub(super) async fn keep_out(agent: &Agent, netns_inode: u64, ifname: &str) -> bool {
+    let mut given = agent.inner.edge.legs.lock().await;
+    let id = {
+        let live = agent.live();
+        let leg = live.node.edge.leg_of(netns_inode);
+        leg.filter(|(_, leg)| leg.ifname == ifname)
+            .map(|(id, _)| id.clone())
+    };
+    let Some(id) = id else {
+        return false;
+    };
+    given.legs.remove(&netns_inode);
+    given.kept_out.insert(netns_inode);
+    drop_leg(agent, &id).await;
+    true
+}
+
+/// Ends what [`keep_out`] began.
+pub(super) async fn let_in(agent: &Agent, netns_inode: u64) {
+    let mut given = agent.inner.edge.legs.lock().await;
+    given.kept_out.remove(&netns_inode);
 }
 
 /// What stands in the kernel since it was last gone through.
@@ -86,6 +136,20 @@ pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
 pub struct Given {
     gateway: Option<Gateway>,
     legs: BTreeMap<u64, LegPlan>,
+    node: Option<BTreeMap<IpAddr, IpAddr>>,
+    /// Namespaces where the name of a leg is just being given to another interface.
+    kept_out: BTreeSet<u64>,
+}
+
+impl Given {
+    /// Takes nothing for standing.
+    fn forget(&mut self) {
+        let kept_out = std::mem::take(&mut self.kept_out);
+        *self = Given {
+            kept_out,
+            ..Given::default()
+        };
+    }
 }
 
 /// A workload that is to have a leg.
@@ -121,6 +185,9 @@ fn report(agent: &Agent, wanted: &Wanted, result: Result<(), ApiError>) {
 }
 
 async fn give_leg(agent: &Agent, given: &mut Given, wanted: &Wanted) -> Result<(), ApiError> {
+    if given.kept_out.contains(&wanted.place.netns_inode) {
+        return Ok(());
+    }
     let gateway = match &given.gateway {
         Some(gateway) => gateway.clone(),
         None => given.gateway.insert(open(agent).await?).clone(),
@@ -311,7 +378,7 @@ fn free_subnets(in_use: &[IpNetwork]) -> Result<Vec<IpNetwork>, ApiError> {
 /// Takes the gateway bridge and all legs away.
 pub(super) async fn take_down(agent: &Agent) {
     let mut given = agent.inner.edge.legs.lock().await;
-    *given = Given::default();
+    given.forget();
     close(agent).await;
 }
 

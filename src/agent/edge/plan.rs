@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::agent::endpoint::Endpoint;
 use crate::agent::plumbing::edge::WorkloadPlace;
 use crate::agent::state::NodeState;
 use crate::model::service::{PublishMode, PublishedPort, Service};
 use crate::services::balance::Target;
-use crate::services::rules::{BackendLeg, MeshPort, VirtualAddress, return_mark};
+use crate::services::rules::{BackendLeg, MeshPort, NodeWay, VirtualAddress, return_mark};
 use crate::tables::record::Backing;
 use crate::wire::Mac;
 
@@ -121,6 +123,31 @@ pub fn workloads(node: &NodeState) -> BTreeMap<u64, Workload<'_>> {
     workloads
 }
 
+/// The addresses that the node itself is to reach, with those of the legs that lead there.
+pub fn node_ways(node: &NodeState) -> BTreeMap<IpAddr, IpAddr> {
+    let mut ways = BTreeMap::new();
+    let reached = node.endpoints.values();
+    for endpoint in reached.filter(|endpoint| is_reached(node, endpoint)) {
+        let leg = node.edge.leg_of(endpoint.netns_inode);
+        // Without a name there is none: the workload has a default route of its own.
+        let Some((_, leg)) = leg.filter(|(_, leg)| !leg.ifname.is_empty()) else {
+            continue;
+        };
+        for ip in endpoint.ips.iter().map(IpNetwork::ip) {
+            let by = leg.addresses.iter().map(IpNetwork::ip);
+            if let Some(by) = by.into_iter().find(|by| by.is_ipv4() == ip.is_ipv4()) {
+                ways.insert(ip, by);
+            }
+        }
+    }
+    ways
+}
+
+fn is_reached(node: &NodeState, endpoint: &Endpoint) -> bool {
+    let network = node.catalog.networks.get(&endpoint.network);
+    endpoint.node_access && network.is_some_and(|network| !network.internal)
+}
+
 impl Workload<'_> {
     /// Whether it gets a leg: it is on a network with a way out, or it is the ingress namespace itself.
     ///
@@ -194,6 +221,21 @@ impl Workload<'_> {
             }
         }
         wish
+    }
+
+    /// How the node comes in that is to reach it, for rules. `reply_from`: its addresses on the gateway bridge.
+    pub fn node_way(&self, node: &NodeState, reply_from: Vec<IpAddr>) -> Option<NodeWay> {
+        let (_, leg) = node.edge.leg_of(self.place.netns_inode)?;
+        let reached = self.endpoints.iter();
+        let reached = reached.filter(|endpoint| is_reached(node, endpoint));
+        let addresses: Vec<IpAddr> = reached
+            .flat_map(|endpoint| endpoint.ips.iter().map(IpNetwork::ip))
+            .collect();
+        (!addresses.is_empty() && !leg.ifname.is_empty()).then(|| NodeWay {
+            ifname: leg.ifname.clone(),
+            addresses,
+            reply_from,
+        })
     }
 
     /// Its leg on the ingress network, for rules, if it backs services there. `reply_from`: its addresses on the gateway

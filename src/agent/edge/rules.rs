@@ -62,7 +62,11 @@ struct Wanted {
 enum Recipe {
     Node(Gateway, Vec<rules::NodePort>),
     Mesh(String, String, Vec<rules::MeshPort>),
-    Workload(Vec<rules::VirtualAddress>, Option<rules::BackendLeg>),
+    Workload(
+        Vec<rules::VirtualAddress>,
+        Option<rules::BackendLeg>,
+        Option<rules::NodeWay>,
+    ),
 }
 
 impl Recipe {
@@ -70,7 +74,10 @@ impl Recipe {
         match self {
             Recipe::Node(gateway, ports) => rules::node(gateway, ports),
             Recipe::Mesh(outer, inner, ports) => rules::ingress(outer, inner, ports, turn),
-            Recipe::Workload(vips, leg) => rules::workload(vips, leg.as_ref(), turn),
+            Recipe::Workload(vips, leg, way) => {
+                let way = way.as_ref().map(rules::node_way);
+                rules::workload(vips, leg.as_ref(), turn) + &way.unwrap_or_default()
+            }
         }
     }
 
@@ -83,7 +90,7 @@ impl Recipe {
                 let targets = ports.iter().flat_map(|port| &port.targets);
                 targets.map(with_use).collect()
             }
-            Recipe::Workload(vips, _) => {
+            Recipe::Workload(vips, ..) => {
                 let targets = vips.iter().flat_map(|vip| &vip.targets);
                 targets.map(with_use).collect()
             }
@@ -209,11 +216,12 @@ async fn wanted(agent: &Agent) -> BTreeMap<Place, Wanted> {
             continue;
         }
         let reply_from = legs.get(&inode).cloned().unwrap_or_default();
+        let way = workload.node_way(node, reply_from.clone());
         let leg = workload.backend_leg(node, reply_from);
         let back = leg
             .as_ref()
             .map(|leg| (leg.ifname.clone(), ways_back(node)));
-        add(place, Recipe::Workload(workload.vips(node), leg), back);
+        add(place, Recipe::Workload(workload.vips(node), leg, way), back);
     }
     all
 }

@@ -2,6 +2,7 @@
 //!
 //! Beside [`super::Plumbing`], and as there every verb is idempotent.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -93,6 +94,13 @@ pub trait Edge: Send + Sync + std::fmt::Debug + 'static {
 
     /// The ids of all legs there are.
     fn legs(&self) -> BoxFuture<'_, Outcome<Vec<String>>>;
+
+    /// The node's own routes through the bridge: to each address by that beside it. Others of ours are taken away.
+    fn node_routes<'a>(
+        &'a self,
+        bridge: &'a str,
+        ways: &'a BTreeMap<IpAddr, IpAddr>,
+    ) -> BoxFuture<'a, Outcome<()>>;
 
     /// Puts our rules in place of those there; an empty text removes them.
     fn put_rules<'a>(&'a self, place: &'a Place, body: &'a str) -> BoxFuture<'a, Outcome<()>>;

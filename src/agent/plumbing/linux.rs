@@ -19,7 +19,7 @@ use super::{
     EndpointPlan, EndpointUp, Keep, NetworkPlan, NetworkUp, Outcome, Plumbing, Present,
     SegmentPlan, Swept, Underlay, Workload,
 };
-use crate::agent::api::{Counters, DataplaneStatus, HealthItem};
+use crate::agent::api::{Counters, DataplaneStatus, HealthItem, Rate};
 use crate::agent::config::{Settings, Uplink};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::ident;
@@ -28,7 +28,7 @@ use crate::dataplane::runtime::{Dataplane, DataplaneConfig, DataplaneError, Upli
 use crate::dataplane::verdict::DropReason;
 use crate::host::{
     BridgeRef, EndpointSpec, GsoSizes, HostError, JumboSupport, NetworkSandbox, NetworkSpec,
-    SegmentLinks, SegmentSpec, UplinkKind, WorkloadRef,
+    RateLimit, SegmentLinks, SegmentSpec, UplinkKind, WorkloadRef,
 };
 use crate::services::dns::server::Sockets;
 use crate::sys::clock::now_ns;
@@ -549,6 +549,8 @@ impl Shared {
             owner: self.node.clone(),
             isolate_spoofing: !plan.interop,
             handed_over: plan.handed_over,
+            outgoing: plan.limits.outgoing.map(rate_limit),
+            incoming: plan.limits.incoming.map(rate_limit),
         };
         let attached = crate::host::attach(&spec).await.map_err(host_error)?;
         Ok(EndpointUp {
@@ -826,6 +828,14 @@ fn check_inner_mtu(plan: &NetworkPlan, outer: u32, inner: u32, overhead: u32) ->
 pub(super) fn workload_ref(target: &str) -> WorkloadRef {
     let Ok(reference) = WorkloadRef::from_str(target);
     reference
+}
+
+fn rate_limit(rate: Rate) -> RateLimit {
+    let burst = u32::try_from(rate.burst_bits() / 8).unwrap_or(u32::MAX);
+    RateLimit {
+        bytes_per_second: (rate.bits_per_second / 8).max(1),
+        burst,
+    }
 }
 
 pub(super) fn host_error(error: HostError) -> ApiError {

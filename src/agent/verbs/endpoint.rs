@@ -16,6 +16,8 @@ use crate::cluster::gossip::ALIASES_MAX;
 use crate::tables::record::{Backing, Standing};
 use crate::wire::Mac;
 
+/// The lowest limit in bits per second: about a full packet a second.
+const RATE_MIN: u64 = 12_000;
 /// How long an attachment waits to hear what other nodes have on the network.
 const TABLE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -49,7 +51,21 @@ impl Agent {
             .find_overlay(reference, "attach to")?
             .id
             .clone();
-        let attached = self.attach_on(&id, wish, Role::Workload).await?;
+        let attached = match self.attach_on(&id, wish, Role::Workload).await {
+            // The workload's way out took the first free name, and can have another one.
+            Err(error) if error.code == ErrorCode::IfnameInUse => {
+                let workload = self.plumbing().workload(&wish.target)?;
+                let ifname = wish.ifname.as_deref().unwrap_or_default();
+                let again = self.attach_on(&id, wish, Role::Workload);
+                let again = self.without_leg_named(workload.netns_inode, ifname, again);
+                let again = again.await.unwrap_or(Err(error));
+                if again.is_err() {
+                    self.settle_workload(workload.netns_inode).await;
+                }
+                again?
+            }
+            attached => attached?,
+        };
         let workload = self.plumbing().workload(&wish.target)?;
         self.settle_workload(workload.netns_inode).await;
         Ok(attached)
@@ -66,6 +82,7 @@ impl Agent {
             check_ifname(ifname)?;
         }
         check_names(wish)?;
+        check_limits(wish)?;
         let workload = self.plumbing().workload(&wish.target)?;
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(id).await;
@@ -339,6 +356,8 @@ impl Agent {
             service: wish.service.clone().unwrap_or_default(),
             backing: self.first_backing(network, wish),
             engine: None,
+            node_access: wish.node_access,
+            limits: wish.limits.unwrap_or_default(),
             created: ident::unix_nanos(),
             version: self.live().next_version(),
         }
@@ -571,6 +590,20 @@ pub(in crate::agent) fn check_names(wish: &AttachRequest) -> Result<(), ApiError
             "name the service the workload backs: --service NAME",
         ),
         (None, None) => Ok(()),
+    }
+}
+
+/// Nobody is to be limited to nothing.
+fn check_limits(wish: &AttachRequest) -> Result<(), ApiError> {
+    let limits = wish.limits.unwrap_or_default();
+    let mut all = limits.incoming.iter().chain(&limits.outgoing);
+    match all.all(|rate| rate.bits_per_second >= RATE_MIN) {
+        true => Ok(()),
+        false => Err(ApiError::new(
+            ErrorCode::InvalidRequest,
+            format!("a limit is below {RATE_MIN} bit/s"),
+            "give a higher one, or none",
+        )),
     }
 }
 

@@ -83,6 +83,8 @@ pub fn attach(args: AttachArgs, context: &Context) -> Done {
         aliases: args.aliases,
         service: args.service,
         weight: args.weight,
+        node_access: false,
+        limits: None,
     };
     let endpoint = block_on(context.client.attach(&args.network, &wish))?;
     if context.json {

@@ -128,6 +128,22 @@ fn a_backend_that_knows_no_leg_is_closed() {
     assert!(text.contains("iifname \"eth2\" drop"), "{text}");
 }
 
+#[test]
+fn datagrams_of_the_node_come_to_the_address_they_are_answered_from() {
+    let text = node_way(&NodeWay {
+        ifname: "eth1".into(),
+        addresses: vec![ip("10.0.1.2"), ip("fd00::2")],
+        reply_from: vec![ip("172.18.0.2"), ip("fd18::2")],
+    });
+    check(&text);
+    for rule in [
+        "iifname \"eth1\" meta l4proto udp ip daddr 10.0.1.2 dnat ip to 172.18.0.2",
+        "iifname \"eth1\" meta l4proto udp ip6 daddr fd00::2 dnat ip6 to fd18::2",
+    ] {
+        assert!(text.contains(rule), "{text}");
+    }
+}
+
 fn gateway() -> Gateway {
     Gateway {
         bridge: "docker_gwbridge".into(),

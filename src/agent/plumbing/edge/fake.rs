@@ -24,6 +24,8 @@ pub struct EdgeWorld {
     pub in_use: Vec<IpNetwork>,
     /// Legs by id.
     pub legs: BTreeMap<String, LegPlan>,
+    /// The node's own routes to workloads.
+    pub node_routes: BTreeMap<IpAddr, IpAddr>,
     /// Workloads with a default route of their own.
     pub routed: BTreeSet<String>,
     /// Rules by place.
@@ -100,6 +102,15 @@ impl Edge for FakeEdge {
 
     fn legs(&self) -> BoxFuture<'_, Outcome<Vec<String>>> {
         ready(Ok(self.world().legs.keys().cloned().collect())).boxed()
+    }
+
+    fn node_routes<'a>(
+        &'a self,
+        _bridge: &'a str,
+        ways: &'a BTreeMap<IpAddr, IpAddr>,
+    ) -> BoxFuture<'a, Outcome<()>> {
+        self.world().node_routes.clone_from(ways);
+        ready(Ok(())).boxed()
     }
 
     fn put_rules<'a>(&'a self, place: &'a Place, body: &'a str) -> BoxFuture<'a, Outcome<()>> {

@@ -1,5 +1,6 @@
 //! The edge on Linux: the host layer's verbs.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -130,6 +131,16 @@ impl Edge for LinuxEdge {
     fn legs(&self) -> BoxFuture<'_, Outcome<Vec<String>>> {
         host::list_legs()
             .map(|found| found.map_err(host_error))
+            .boxed()
+    }
+
+    fn node_routes<'a>(
+        &'a self,
+        bridge: &'a str,
+        ways: &'a BTreeMap<IpAddr, IpAddr>,
+    ) -> BoxFuture<'a, Outcome<()>> {
+        host::node_routes(bridge, ways)
+            .map(|done| done.map_err(host_error))
             .boxed()
     }
 

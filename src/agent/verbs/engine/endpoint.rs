@@ -62,6 +62,8 @@ impl Agent {
             aliases: Vec::new(),
             service: String::new(),
             backing: Backing::default(),
+            node_access: false,
+            limits: Default::default(),
             engine: Some(EngineRef {
                 endpoint: wish.endpoint.clone(),
                 container: String::new(),
