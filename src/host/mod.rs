@@ -27,6 +27,7 @@
 //! Must not know: tables, frames, agents, configuration.
 
 mod addr;
+mod docker_user;
 mod endpoint;
 mod error;
 #[doc(hidden)]
@@ -51,6 +52,7 @@ mod underlay;
 mod undo;
 mod workload;
 
+pub use docker_user::{pass_docker, unpass_docker};
 pub use endpoint::{
     AttachedEndpoint, BridgeRef, EndpointSpec, FoundEndpoint, attach, detach, host_ifname,
     list_endpoints,

@@ -109,7 +109,7 @@ async fn run(netns: &Netns, arguments: &[&str], input: String) -> Result<String,
     run_program(netns, "nft", arguments, input).await
 }
 
-async fn run_program(
+pub(super) async fn run_program(
     netns: &Netns,
     program: &'static str,
     arguments: &[&str],

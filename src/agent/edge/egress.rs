@@ -301,7 +301,12 @@ async fn open(agent: &Agent) -> Result<Gateway, ApiError> {
     let edge = agent.plumbing().edge();
     let gateway = match known {
         // Somebody else may have taken the name since.
-        Some(gateway) if edge.gateway(&gateway.bridge).await? != GatewayBridge::Foreign => gateway,
+        Some(gateway)
+            if bridges(agent).contains(&gateway.bridge.as_str())
+                && edge.gateway(&gateway.bridge).await? != GatewayBridge::Foreign =>
+        {
+            gateway
+        }
         _ => choose(agent).await?,
     };
     let plan = GatewayPlan {
@@ -319,10 +324,19 @@ async fn open(agent: &Agent) -> Result<Gateway, ApiError> {
     Ok(gateway)
 }
 
+/// Names that the gateway bridge may have: beside an engine the first one is the engine's, also before it has made it.
+fn bridges(agent: &Agent) -> &'static [&'static str] {
+    let settings = agent.settings();
+    match settings.docker_plugin.is_some() || settings.docker_engine.is_some() {
+        true => &BRIDGES[1..],
+        false => &BRIDGES,
+    }
+}
+
 /// A name that is free or ours, and subnets that nothing on this node uses.
 async fn choose(agent: &Agent) -> Result<Gateway, ApiError> {
     let edge = agent.plumbing().edge();
-    for bridge in BRIDGES {
+    for &bridge in bridges(agent) {
         match edge.gateway(bridge).await? {
             GatewayBridge::Foreign => {
                 tracing::info!(bridge, "belongs to somebody else, and is left alone");

@@ -85,15 +85,18 @@ impl Edge for LinuxEdge {
                 mtu: plan.mtu,
                 owner: self.node.clone(),
             };
-            host::ensure_gateway(&spec).await.map_err(host_error)
+            host::ensure_gateway(&spec).await.map_err(host_error)?;
+            host::pass_docker(&spec.bridge).await.map_err(host_error)
         }
         .boxed()
     }
 
     fn gateway_down<'a>(&'a self, bridge: &'a str) -> BoxFuture<'a, Outcome<()>> {
-        host::remove_gateway(bridge)
-            .map(|done| done.map_err(host_error))
-            .boxed()
+        async move {
+            host::unpass_docker(bridge).await.map_err(host_error)?;
+            host::remove_gateway(bridge).await.map_err(host_error)
+        }
+        .boxed()
     }
 
     fn prefixes_in_use<'a>(&'a self, but: &'a str) -> BoxFuture<'a, Outcome<Vec<IpNetwork>>> {
