@@ -354,7 +354,7 @@ impl Agent {
         ))
     }
 
-    async fn change_one(
+    pub(super) async fn change_one(
         &self,
         id: &str,
         change: BackendChange,

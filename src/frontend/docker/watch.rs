@@ -17,6 +17,8 @@ use crate::agent::api::{Agent, ApiError, EngineNames, ErrorCode};
 const EVERY: Duration = Duration::from_secs(30);
 /// Pauses between attempts to find the engine, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Numbers of the signals that containers are ended with: INT, QUIT, KILL and TERM.
+const ENDING: [&str; 4] = ["2", "3", "9", "15"];
 /// Swarm's label for the service of a task, whose name all tasks share.
 const SWARM_SERVICE_LABEL: &str = "com.docker.swarm.service.name";
 
@@ -102,10 +104,22 @@ async fn one(agent: &Agent, engine: &Engine, event: &Event) -> Result<(), Engine
             Ok(())
         }
         ("network", "connect") => name_container(agent, engine, &attribute("container")).await,
+        ("container", "die") => end(agent, event).await,
+        ("container", "kill") if ENDING.contains(&attribute("signal").as_str()) => {
+            end(agent, event).await
+        }
         ("service", _) => services::settle(agent, engine).await,
         ("container", "start" | "rename") => name_container(agent, engine, &event.actor.id).await,
         _ => Ok(()),
     }
+}
+
+/// New connections go elsewhere from the moment a container is told to end, and not only when it has.
+async fn end(agent: &Agent, event: &Event) -> Result<(), EngineError> {
+    if let Err(error) = agent.end_engine_container(event.actor.id.clone()).await {
+        tracing::warn!(container = event.actor.id, %error, "it stays a backend until it is gone");
+    }
+    Ok(())
 }
 
 async fn name_network(agent: &Agent, id: &str, name: &str) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::{engine_id, name_key, provisional_name};
-use crate::agent::api::{EngineNames, OPTION_NETWORK};
+use crate::agent::api::{BackendChange, EngineNames, OPTION_NETWORK};
 use crate::agent::cluster::odd_answer;
 use crate::agent::endpoint::Endpoint;
 use crate::agent::engine::{EngineNetwork, FORGET_AFTER};
@@ -16,6 +16,7 @@ use crate::agent::plumbing::EndpointPlan;
 use crate::cluster::gossip::ALIASES_MAX;
 use crate::cluster::manager::command::Command;
 use crate::cluster::manager::reply::Reply;
+use crate::tables::record::Standing;
 
 /// What is younger may not be in the engine's answer yet.
 const SETTLING: Duration = Duration::from_secs(30);
@@ -123,6 +124,37 @@ impl Agent {
                 Err(error) if error.code == ErrorCode::EndpointNotFound => Ok(()),
                 other => other,
             }
+        };
+        self.inner.tasks.operation(work).await
+    }
+
+    /// A container was told to end, and is no backend for new connections any more.
+    ///
+    /// # Errors
+    /// `state_not_saved`.
+    pub async fn end_engine_container(&self, container: String) -> Result<(), ApiError> {
+        let agent = self.clone();
+        let work = async move {
+            let backends: Vec<String> = {
+                let live = agent.live();
+                let of_it = live.node.endpoints.values().filter(|endpoint| {
+                    let engine = endpoint.engine.as_ref();
+                    engine.is_some_and(|engine| engine.container == container)
+                });
+                of_it.map(|endpoint| endpoint.id.clone()).collect()
+            };
+            let change = BackendChange {
+                standing: Some(Standing::Draining),
+                ..BackendChange::default()
+            };
+            for id in backends {
+                match agent.change_one(&id, change).await {
+                    Ok(_) => {}
+                    Err(error) if error.code == ErrorCode::EndpointNotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
         };
         self.inner.tasks.operation(work).await
     }
