@@ -365,16 +365,8 @@ impl Agent {
 
     /// A backend that is to be checked gets no connections before it has answered once.
     fn first_backing(&self, network: &Network, wish: &AttachRequest) -> Backing {
-        let live = self.live();
-        let checked = live.node.services.values().any(|service| {
-            let own = wish.service.as_deref().unwrap_or_default();
-            service.health.is_some()
-                && service
-                    .networks
-                    .iter()
-                    .any(|part| part.network == network.id)
-                && service.is_backed_by(own, &wish.aliases)
-        });
+        let own = wish.service.as_deref().unwrap_or_default();
+        let checked = is_checked(&self.live(), &network.id, own, &wish.aliases);
         Backing {
             weight: wish.weight.unwrap_or(1),
             standing: match checked {
@@ -605,6 +597,22 @@ fn check_limits(wish: &AttachRequest) -> Result<(), ApiError> {
             "give a higher one, or none",
         )),
     }
+}
+
+/// Whether a service on the network checks what has this service's name or one of these aliases.
+pub(in crate::agent) fn is_checked(
+    live: &Live,
+    network: &str,
+    own: &str,
+    aliases: &[String],
+) -> bool {
+    let mut services = live.node.services.values();
+    services.any(|service| {
+        let mut parts = service.networks.iter();
+        service.health.is_some()
+            && parts.any(|part| part.network == network)
+            && service.is_backed_by(own, aliases)
+    })
 }
 
 /// What is in use on a network, here and elsewhere.

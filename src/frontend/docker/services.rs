@@ -4,18 +4,25 @@
 //! |---|---|---|
 //! | `weft.service` | gives it a virtual address, under the service's own name | makes it a backend of that service |
 //! | `weft.publish` | publishes ports, separated by spaces | as well |
+//! | `weft.health` | how backends are checked | as well |
 //!
 //! A weft service that was made for a Swarm service carries the latter's id, and goes with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::engine::{Engine, EngineError, SwarmService};
-use crate::agent::api::{Agent, ApiError, CreateService, ErrorCode, PortWish};
+use crate::agent::api::{
+    Agent, ApiError, CreateService, ErrorCode, HealthWish, PortWish, Probe, Protocol,
+};
 
 /// Label that makes a container a backend of a service.
 pub(super) const SERVICE_LABEL: &str = "weft.service";
 /// Label with the ports to publish, as `--publish` takes them.
 const PUBLISH_LABEL: &str = "weft.publish";
+/// Label that says how backends are checked: `off`, `tcp`, or `http:` and a path; `tcp` at the first TCP port when absent.
+const HEALTH_LABEL: &str = "weft.health";
+/// Time between two checks.
+const CHECK_EVERY_MS: u64 = 1000;
 /// Label of a weft service: the id of the Swarm service that it was made for.
 const OWNER_LABEL: &str = "weft.docker.service";
 
@@ -52,11 +59,14 @@ pub(super) async fn of_container(
     let (Some(name), Some(ports)) = (labels.get(SERVICE_LABEL), labels.get(PUBLISH_LABEL)) else {
         return;
     };
-    let wish = ports_of(ports).map(|ports| CreateService {
-        name: name.clone(),
-        networks,
-        ports,
-        ..CreateService::default()
+    let wish = ports_of(ports).and_then(|ports| {
+        Ok(CreateService {
+            name: name.clone(),
+            networks,
+            health: health_of(labels, &ports)?,
+            ports,
+            ..CreateService::default()
+        })
     });
     let done = match wish {
         Ok(wish) => ensure(agent, wish).await,
@@ -77,8 +87,9 @@ fn wish_of_swarm(agent: &Agent, service: &SwarmService) -> Option<CreateService>
         return None;
     }
     let ports = ports_of(labels.get(PUBLISH_LABEL).map_or("", String::as_str));
-    let ports = match ports {
-        Ok(ports) => ports,
+    let both = ports.and_then(|ports| Ok((health_of(labels, &ports)?, ports)));
+    let (health, ports) = match both {
+        Ok(both) => both,
         Err(error) => {
             report(&service.spec.name, Err(error));
             return None;
@@ -92,9 +103,37 @@ fn wish_of_swarm(agent: &Agent, service: &SwarmService) -> Option<CreateService>
         name: service.spec.name.clone(),
         labels: BTreeMap::from([(OWNER_LABEL.to_owned(), service.id.clone())]),
         networks,
+        health,
         ports,
         ..CreateService::default()
     })
+}
+
+fn health_of(
+    labels: &BTreeMap<String, String>,
+    ports: &[PortWish],
+) -> Result<Option<HealthWish>, ApiError> {
+    let probe = match labels.get(HEALTH_LABEL).map_or("tcp", String::as_str) {
+        "off" => return Ok(None),
+        "tcp" => Probe::Tcp,
+        text => match text.strip_prefix("http:") {
+            Some(path) if path.starts_with('/') => Probe::Http(path.to_owned()),
+            _ => {
+                return Err(ApiError::new(
+                    ErrorCode::InvalidRequest,
+                    format!("label {HEALTH_LABEL}={text:?} says no way to check"),
+                    "write off, tcp or http:/PATH",
+                ));
+            }
+        },
+    };
+    let port = ports.iter().find(|port| port.protocol == Protocol::Tcp);
+    Ok(port.map(|port| HealthWish {
+        probe: Some(probe),
+        port: Some(port.target),
+        interval_ms: Some(CHECK_EVERY_MS),
+        ..HealthWish::default()
+    }))
 }
 
 fn ports_of(text: &str) -> Result<Vec<PortWish>, ApiError> {

@@ -13,6 +13,7 @@ use crate::agent::handle::Agent;
 use crate::agent::ident;
 use crate::agent::network::check_name;
 use crate::agent::plumbing::EndpointPlan;
+use crate::agent::verbs::endpoint::is_checked;
 use crate::cluster::gossip::ALIASES_MAX;
 use crate::cluster::manager::command::Command;
 use crate::cluster::manager::reply::Reply;
@@ -112,9 +113,25 @@ impl Agent {
             if named == known {
                 return Ok(());
             }
+            // It gets connections once it has answered.
+            let checked = {
+                let live = agent.live();
+                let is = |endpoint: &Endpoint| {
+                    is_checked(
+                        &live,
+                        &endpoint.network,
+                        &endpoint.service,
+                        &endpoint.aliases,
+                    )
+                };
+                is(&named) && !is(&known)
+            };
             let altered = agent
                 .alter_endpoint(&known.id, |endpoint| {
-                    let backing = endpoint.backing;
+                    let mut backing = endpoint.backing;
+                    if checked {
+                        backing.standing = Standing::Unhealthy;
+                    }
                     *endpoint = named.clone();
                     endpoint.backing = backing;
                 })
