@@ -1,7 +1,21 @@
 //! weft as Docker's network and address driver, on two real engines.
 
+#[path = "docker/addresses.rs"]
+mod addresses;
 mod common;
+#[path = "docker/comparison.rs"]
+mod comparison;
+#[path = "docker/compose.rs"]
+mod compose;
 mod docker_support;
+#[path = "docker/requests.rs"]
+mod requests;
+#[path = "docker/restarts.rs"]
+mod restarts;
+#[path = "docker/storm.rs"]
+mod storm;
+#[path = "docker/walkthrough.rs"]
+mod walkthrough;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -226,7 +227,10 @@ impl Engine {
     pub fn docker_words(&self, words: &[&str]) -> Answer {
         // The client waits for an engine for ever.
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", CLIENT_LIMIT, "docker", "--config"]);
+        command
+            .args(["--signal=KILL", CLIENT_LIMIT])
+            .arg(client_program());
+        command.arg("--config");
         command
             .arg(self.dir.join("client"))
             .arg("--host")
@@ -266,6 +270,16 @@ impl Engine {
             "run --detach --name {name} {words} {} sleep 1000000",
             super::IMAGE
         ))
+    }
+
+    /// Starts a container that serves its name on port 80.
+    pub fn web(&self, name: &str, words: &str) {
+        let serve = format!("echo {name} >/www/index.html; exec httpd -f -p 80 -h /www");
+        let mut line: Vec<&str> = vec!["run", "--detach", "--name", name];
+        line.extend(words.split_whitespace());
+        line.extend([super::IMAGE, "sh", "-c", &serve]);
+        let answer = self.docker_words(&line);
+        assert!(answer.ok, "engine {}: {line:?}: {answer}", self.number);
     }
 
     /// Runs a program in a container by the engine.
@@ -309,6 +323,11 @@ impl Engine {
         Pinger::open(&self.container_netns(container)).unwrap()
     }
 
+    /// Kills a process by the number it has in the engine's world.
+    pub fn kill_inside(&self, pid: i64) {
+        super::run(self.command("kill").arg("-KILL").arg(pid.to_string()));
+    }
+
     /// Prints the end of the logs.
     pub fn tell(&self) {
         for name in ["world", "dockerd", "agent"] {
@@ -323,6 +342,24 @@ impl Engine {
         let lines: Vec<&str> = told.collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
+}
+
+/// The client of the engine's own version, where several are installed: a later one refuses options that it would have
+/// to say in another way.
+fn client_program() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let version = |program: &Path| {
+            let output = Command::new(program).arg("--version").output().ok()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.split([' ', ',']).nth(2).map(str::to_owned)
+        };
+        let wanted = version(Path::new("dockerd"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut clients = std::env::split_paths(&path).map(|dir| dir.join("docker"));
+        let fits = |client: &PathBuf| client.is_file() && version(client) == wanted;
+        clients.find(fits).unwrap_or_else(|| "docker".into())
+    })
 }
 
 impl Answer {

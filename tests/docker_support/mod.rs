@@ -14,6 +14,8 @@ pub mod inventory;
 pub mod plugin;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -160,6 +162,49 @@ impl Bed {
         ));
     }
 
+    /// Creates `my-network` on both engines, which makes one network of it; `words` are more options.
+    pub fn my_network(&self, words: &str) {
+        self.network(
+            "my-network",
+            &format!("--subnet 10.0.1.0/24 --gateway 10.0.1.254 {words}"),
+        );
+    }
+
+    /// Creates a network of weft on both engines.
+    pub fn network(&self, name: &str, words: &str) {
+        for engine in &self.engines {
+            engine.done(&format!(
+                "network create --driver weft --ipam-driver weft {words} {name}"
+            ));
+        }
+    }
+
+    /// What there is once each engine has had a container on a network of weft: what is made for the first one stays
+    /// for the next.
+    pub fn used_inventory(&self) -> inventory::Inventory {
+        self.network("first", "--subnet 10.0.250.0/24");
+        for engine in &self.engines {
+            engine.sleeper("first", "--network first --publish 9999:80");
+        }
+        for engine in &self.engines {
+            engine.done("rm --force first");
+            engine.done("network rm first");
+        }
+        self.inventory()
+    }
+
+    /// Works on both engines with `threads` threads each; each thread is told its engine and its number.
+    pub fn on_both(&self, threads: usize, work: impl Fn(&Engine, usize) + Sync) {
+        let work = &work;
+        std::thread::scope(|scope| {
+            for engine in &self.engines {
+                for number in 0..threads {
+                    scope.spawn(move || work(engine, number));
+                }
+            }
+        });
+    }
+
     /// The namespace of the switch: a place on the underlay that is no engine.
     pub fn outside(&self) -> Netns {
         self.spaces[0].netns()
@@ -281,6 +326,42 @@ pub fn said(output: &Output) -> String {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     )
+}
+
+/// Prints a figure past the capture of a passing test's output.
+pub fn note(figure: &str) {
+    let _nobody_may_listen = std::io::stderr().write_all(format!("{figure}\n").as_bytes());
+}
+
+/// Waits until a container's ping is answered.
+pub fn reaches(from: &Engine, container: &str, to: Ipv4Addr) {
+    let mut pinger = from.pinger(container);
+    eventually(
+        &format!("an answer of {to} to {container} of engine {}", from.number),
+        PATIENCE,
+        || {
+            pinger
+                .ping(to, Duration::from_millis(500))
+                .unwrap()
+                .is_some()
+        },
+    );
+}
+
+/// Asks a web server for `/`; what comes after the head.
+pub fn get(from: &Netns, to: SocketAddr) -> std::io::Result<String> {
+    let limit = Duration::from_secs(2);
+    let mut stream = from
+        .run_in(|| TcpStream::connect_timeout(&to, limit))
+        .map_err(std::io::Error::from)??;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let body = text
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.trim().to_owned());
+    body.ok_or_else(|| std::io::Error::other(format!("no answer: {text:?}")))
 }
 
 /// Waits until the condition holds.
