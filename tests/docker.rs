@@ -2,12 +2,16 @@
 
 #[path = "docker/addresses.rs"]
 mod addresses;
+#[path = "docker/chaos.rs"]
+mod chaos;
 mod common;
 #[path = "docker/comparison.rs"]
 mod comparison;
 #[path = "docker/compose.rs"]
 mod compose;
 mod docker_support;
+#[path = "docker/life.rs"]
+mod life;
 #[path = "docker/requests.rs"]
 mod requests;
 #[path = "docker/restarts.rs"]
@@ -50,6 +54,7 @@ fn a_leak_is_found_and_an_engine_killed_with_live_restore_keeps_its_containers()
     let bed = Bed::new(Options {
         no_weft: true,
         live_restore: true,
+        ..Options::default()
     });
     let Some(mut bed) = bed else { return };
     let before = bed.inventory();

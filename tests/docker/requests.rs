@@ -273,18 +273,21 @@ fn malformed_requests_get_clear_errors_and_the_agent_lives() {
         }
     });
     case("addresses that are none", &|| {
+        for pool in ["10.0.1.0/33", "300.0.0.0/8", "::/129", "x", "10.0.1.7/24"] {
+            let body = json!({"AddressSpace": "LocalDefault", "Pool": pool, "SubPool": "", "Options": {}, "V6": false});
+            plugin.refuses_json("IpamDriver.RequestPool", &body);
+        }
         for pool in [
-            "10.0.1.0/33",
-            "300.0.0.0/8",
-            "10.0.1.0",
-            "::/129",
+            "10.0.7.0/33",
+            "10.0.7.0",
             "x",
             "127.0.0.0/8",
             "224.0.0.0/4",
             "0.0.0.0/0",
+            "10.0.1.0/25",
         ] {
-            let body = json!({"AddressSpace": "LocalDefault", "Pool": pool, "SubPool": "", "Options": {}, "V6": false});
-            plugin.refuses_json("IpamDriver.RequestPool", &body);
+            let body = json!({"NetworkID": "f6".repeat(32), "Options": {}, "IPv4Data": [{"Pool": pool}], "IPv6Data": []});
+            plugin.refuses_json("NetworkDriver.CreateNetwork", &body);
         }
         for address in [
             "10.0.9.9/24",

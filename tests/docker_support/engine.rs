@@ -23,6 +23,16 @@ use super::{Options, PATIENCE, eventually, said};
 const WEFT: &str = env!("CARGO_BIN_EXE_weft");
 const DOCKER_SOCKET: &str = "/run/docker.sock";
 pub const PLUGIN_SOCKET: &str = "/run/docker/plugins/weft.sock";
+/// Takes away what a host without power forgets: mounted namespaces, files in memory, links, rules.
+const CLEAN_HOST: &str = r"
+for netns in /run/docker/netns/* /run/weft/netns/*; do umount $netns 2>/dev/null || true; done
+rm -rf /run/docker /run/docker.pid /run/docker.sock /run/weft /run/containerd
+mkdir -p /run/docker/plugins
+for link in $(ip -o link show | cut -d: -f2 | cut -d@ -f1); do
+    case $link in lo|eth0|*tunl0|gre0|gretap0|erspan0|sit0|ip*_vti0|ip6*) ;; *) ip link del $link 2>/dev/null || true;; esac
+done
+nft flush ruleset
+";
 /// How long a client waits for an engine.
 const CLIENT_LIMIT: &str = "120";
 
@@ -209,6 +219,21 @@ impl Engine {
         self.agent.take().unwrap().end(Signal::SIGKILL);
     }
 
+    /// As if the host had lost its power and come back: nothing of the engine, the agent or the containers runs, and
+    /// all that lay in memory is gone. What is on disk stays.
+    pub fn crash_host(&mut self) {
+        // Every process of the world but the first, which takes them in; a world of its own it has to be.
+        let world = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).unwrap();
+        assert_ne!(world(&self.holder.to_string()), world("self"));
+        let mut all = self.command("sh");
+        let _ends_with_them = all.args(["-c", "kill -9 -1"]).output();
+        for program in [self.dockerd.take(), self.agent.take()] {
+            drop(program);
+        }
+        let mut clean = self.command("sh");
+        super::run(clean.args(["-euc", CLEAN_HOST]));
+    }
+
     pub fn agent_alive(&mut self) -> bool {
         self.agent.as_mut().is_some_and(|agent| !agent.ended())
     }
@@ -218,24 +243,21 @@ impl Engine {
         Client::new(self.file("/run/weft/weft.sock"))
     }
 
+    /// Docker's client for this engine.
+    pub fn cli(&self) -> Cli {
+        Cli {
+            config: self.dir.join("client"),
+            host: self.docker_host(),
+        }
+    }
+
     /// Runs `docker`, a line split at blanks.
     pub fn docker(&self, line: &str) -> Answer {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        self.docker_words(&words)
+        self.cli().docker(line)
     }
 
     pub fn docker_words(&self, words: &[&str]) -> Answer {
-        // The client waits for an engine for ever.
-        let mut command = Command::new("timeout");
-        command
-            .args(["--signal=KILL", CLIENT_LIMIT])
-            .arg(client_program());
-        command.arg("--config");
-        command
-            .arg(self.dir.join("client"))
-            .arg("--host")
-            .arg(self.docker_host());
-        Answer::of(command.args(words))
+        self.cli().docker_words(words)
     }
 
     /// As [`Engine::docker`], and it has to work.
@@ -341,6 +363,36 @@ impl Engine {
         let told = text.lines().filter(|line| !line.contains("level=info"));
         let lines: Vec<&str> = told.collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+/// Docker's client for one engine, whether that runs or not; may go to other threads.
+#[derive(Clone)]
+pub struct Cli {
+    /// In place of the user's settings.
+    config: PathBuf,
+    host: String,
+}
+
+impl Cli {
+    /// Runs `docker`, a line split at blanks.
+    pub fn docker(&self, line: &str) -> Answer {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        self.docker_words(&words)
+    }
+
+    pub fn docker_words(&self, words: &[&str]) -> Answer {
+        // The client waits for an engine for ever.
+        let mut command = Command::new("timeout");
+        command
+            .args(["--signal=KILL", CLIENT_LIMIT])
+            .arg(client_program());
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--host")
+            .arg(&self.host);
+        Answer::of(command.args(words))
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Options {
     pub live_restore: bool,
     /// No agents: Docker's own networks only.
     pub no_weft: bool,
+    /// Each agent is alone.
+    pub no_cluster: bool,
 }
 
 /// The engines and what joins them. Fields drop in order.
@@ -124,7 +126,12 @@ impl Bed {
             engine.done(&format!("import {} {IMAGE}", image.display()));
         }
         if !options.no_weft {
-            bed.form_cluster();
+            for engine in &mut bed.engines {
+                engine.boot_agent();
+            }
+            if !options.no_cluster {
+                bed.form_cluster();
+            }
         }
         Some(bed)
     }
@@ -139,11 +146,8 @@ impl Bed {
         &self.engines[1]
     }
 
-    /// Starts the agents and makes one cluster of them.
-    fn form_cluster(&mut self) {
-        for engine in &mut self.engines {
-            engine.boot_agent();
-        }
+    /// Makes one cluster of the agents.
+    fn form_cluster(&self) {
         let made = block_on(self.one().client().init_cluster(&InitRequest::default())).unwrap();
         let wish = JoinClusterRequest {
             token: made.worker_token,
