@@ -466,6 +466,21 @@ async fn pools_that_cannot_work_make_no_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_right_after_a_start_waits_until_the_managers_know_of_it() {
+    let (mut nodes, _) = cluster(29, 1, 1).await;
+    nodes[0].create("net", "10.0.5.0/24").await;
+    for round in 1..=5 {
+        nodes[0].stop().await;
+        nodes[0].boot().await;
+        // An address of one's own choice is asked for every time.
+        let (name, ip) = (format!("w{round}"), format!("10.0.5.{}", 100 + round));
+        let view = nodes[0].attach_at("net", &name, &ip).await.unwrap();
+        assert_eq!(view.ips[0].ip().to_string(), ip);
+    }
+    stop(&mut nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn own_networks_keep_a_node_out_of_a_cluster() {
     let mut node = Node::start(16, 1).await;
     node.create("own", "10.0.1.0/24").await;

@@ -189,6 +189,10 @@ fn arrived(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // A list would do for a struct whose fields may all be missing.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(invalid("a list is no object"));
+    }
     serde_json::from_slice(body).map_err(|error| invalid(&error.to_string()))
 }
 

@@ -20,6 +20,9 @@ use crate::cluster::manager::reply::{Outcome, Refusal, Reply};
 
 /// How long a fixed address is waited for that another node's block holds.
 const YIELD_LIMIT: Duration = Duration::from_millis(1_800);
+/// How long a request waits for the managers to hear of the agent's start; they are tried twice a second.
+const START_LIMIT: Duration = Duration::from_secs(3);
+const START_PAUSE: Duration = Duration::from_millis(20);
 const YIELD_PAUSE: Duration = Duration::from_millis(50);
 /// Addresses that are passed over because a MAC made from them is somebody's.
 const UNFIT_MAX: usize = 16;
@@ -225,7 +228,7 @@ impl Agent {
         if let Some(ipam) = self.live().node.ipam.as_mut() {
             ipam.await_addresses(&network.id);
         }
-        let outcome = self.propose(cluster, command).await;
+        let outcome = self.propose_started(cluster, command).await;
         if let Some(ipam) = self.live().node.ipam.as_mut() {
             if let Ok(Ok(Reply::Blocks(granted))) = &outcome {
                 for one in granted {
@@ -273,7 +276,7 @@ impl Agent {
             if let Some(ipam) = self.live().node.ipam.as_mut() {
                 ipam.await_addresses(&network.id);
             }
-            let outcome = self.propose(cluster, command).await;
+            let outcome = self.propose_started(cluster, command).await;
             let mut late = false;
             let reply = {
                 let mut live = self.live();
@@ -319,10 +322,24 @@ impl Agent {
             epoch: cluster.epoch,
             blocks: Vec::new(),
         };
-        let outcome = self.propose(cluster, command).await?;
+        let outcome = self.propose_started(cluster, command).await?;
         outcome
             .map(drop)
             .map_err(|refusal| ApiError::from(&refusal))
+    }
+
+    /// As [`Agent::propose`], once the managers know of this start of the agent: before, they take what it asks for as
+    /// the wish of one that has died.
+    async fn propose_started(
+        &self,
+        cluster: &Cluster,
+        command: Command,
+    ) -> Result<Outcome, ApiError> {
+        let end = Instant::now() + START_LIMIT;
+        while !cluster.is_started() && Instant::now() < end {
+            sleep(START_PAUSE).await;
+        }
+        self.propose(cluster, command).await
     }
 
     /// Asks the managers for a change as this node, and notes that they have answered.
