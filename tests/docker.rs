@@ -18,6 +18,8 @@ mod requests;
 mod restarts;
 #[path = "docker/storm.rs"]
 mod storm;
+#[path = "docker/swarm.rs"]
+mod swarm;
 #[path = "docker/walkthrough.rs"]
 mod walkthrough;
 
