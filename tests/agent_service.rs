@@ -6,9 +6,10 @@ mod lab_support;
 mod node_support;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -95,6 +96,96 @@ fn the_service_manager_is_told_of_readiness_and_of_the_end() {
     assert_eq!(node.networks_in_kernel(), 0);
     assert!(weft::agent::preflight::lock_existing(&[&node.run_dir()]).is_ok());
     assert_eq!(node.space.links().lines().count(), 1, "the loopback");
+}
+
+/// Starts the agent as a service manager does that holds this socket for Docker's plugin.
+fn boot_beside(node: &mut Node, held: &UnixListener, kind: &str) {
+    let held = held.try_clone().unwrap();
+    let mut command = Command::new("sh");
+    command
+        .env_clear()
+        .envs([("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", kind)])
+        .args([
+            "-c",
+            "LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null",
+            "sh",
+            env!("CARGO_BIN_EXE_weft"),
+        ])
+        .args(["agent", "--vtep", VTEP, "--run-dir"])
+        .arg(node.run_dir())
+        .arg("--state-dir")
+        .arg(node.dir.path().join("s"))
+        .stdin(OwnedFd::from(held))
+        .stderr(Stdio::null());
+    node.space.netns().enter_on_spawn(&mut command).unwrap();
+    node.agent = Some(command.spawn().unwrap());
+}
+
+/// Sends a call of Docker's; it waits in the socket until somebody takes it.
+fn call_plugin(path: &Path, call: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let request = format!(
+        "POST /{call} HTTP/1.1\r\nHost: plugin\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    stream
+}
+
+fn answer(mut stream: UnixStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer in time");
+    text
+}
+
+#[test]
+fn a_socket_that_the_service_manager_holds_outlives_the_agent_and_its_calls_are_answered() {
+    if !able() {
+        return;
+    }
+    let mut node = lone_node(&[]);
+    let path = node.dir.path().join("plugin.sock");
+    let held = UnixListener::bind(&path).unwrap();
+    let inode = std::fs::metadata(&path).unwrap().ino();
+
+    // Nobody is there yet.
+    let waiting = call_plugin(&path, "Plugin.Activate");
+    boot_beside(&mut node, &held, "docker-plugin");
+    assert!(answer(waiting).contains("NetworkDriver"));
+
+    for ends in [Node::stop, Node::kill] {
+        ends(&mut node);
+        let waiting = call_plugin(&path, "NetworkDriver.GetCapabilities");
+        boot_beside(&mut node, &held, "docker-plugin");
+        let text = answer(waiting);
+        assert!(
+            text.starts_with("HTTP/1.1 200") && text.contains("Scope"),
+            "{text}"
+        );
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+    }
+    node.stop();
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+}
+
+#[test]
+fn a_held_socket_of_another_name_is_left_alone() {
+    if !able() {
+        return;
+    }
+    let mut node = lone_node(&[]);
+    let path = node.dir.path().join("other.sock");
+    let held = UnixListener::bind(&path).unwrap();
+    boot_beside(&mut node, &held, "somebody-elses");
+    eventually("the agent answers", Duration::from_secs(30), || {
+        block_on(node.client().version()).is_ok()
+    });
+    let _waiting = call_plugin(&path, "Plugin.Activate");
+    held.set_nonblocking(true).unwrap();
+    assert!(held.accept().is_ok(), "the call is still in the socket");
+    node.stop();
 }
 
 #[test]

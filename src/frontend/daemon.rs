@@ -82,16 +82,8 @@ pub async fn start(settings: Settings, plumbing: Arc<dyn Plumbing>) -> Result<Se
     };
     let mut sockets = vec![settings.socket.clone()];
     let listener = bind_socket(&settings.socket, group_id(&settings)?, "--socket")?;
-    let plugin_listener = match &settings.docker_plugin {
-        Some(path) => {
-            let (bound, held) = plugin_socket(path).inspect_err(|_| remove(&sockets))?;
-            if !held {
-                sockets.push(path.clone());
-            }
-            Some(bound)
-        }
-        None => None,
-    };
+    let plugin_listener = plugin_socket(settings.docker_plugin.as_deref(), &mut sockets)
+        .inspect_err(|_| remove(&sockets))?;
     let engine = settings.docker_engine.clone();
     let started = Agent::start(settings, plumbing).await;
     let agent = started.inspect_err(|_| remove(&sockets))?;
@@ -174,20 +166,28 @@ fn remove(sockets: &[PathBuf]) {
     }
 }
 
-/// Docker's plugin socket: the one the service manager holds open, or a new one. A held one outlives the agent, so that
-/// an engine waits for the next instead of finding nobody.
-fn plugin_socket(path: &Path) -> Result<(UnixListener, bool), ApiError> {
+/// Docker's plugin socket: the one the service manager holds open, or a new one at `path`, which joins those to remove.
+/// A held one outlives the agent, so that an engine waits for the next instead of finding nobody; it is served without
+/// being asked for, since an engine that found nobody behind it would wait in vain.
+fn plugin_socket(
+    path: Option<&Path>,
+    sockets: &mut Vec<PathBuf>,
+) -> Result<Option<UnixListener>, ApiError> {
     let held = preflight::held_socket(HELD_PLUGIN)
         .and_then(|held| held.map(UnixListener::from_std).transpose());
-    match held {
-        Ok(Some(listener)) => Ok((listener, true)),
-        Ok(None) => Ok((bind_socket(path, None, "--docker-plugin")?, false)),
-        Err(error) => Err(ApiError::new(
+    let held = held.map_err(|error| {
+        ApiError::new(
             ErrorCode::PathUnusable,
             format!("the service manager's socket for Docker's plugin cannot be used: {error}"),
             "look at weft-docker.socket: systemctl status weft-docker.socket",
-        )),
-    }
+        )
+    })?;
+    let (None, Some(path)) = (&held, path) else {
+        return Ok(held);
+    };
+    let bound = bind_socket(path, None, "--docker-plugin")?;
+    sockets.push(path.to_owned());
+    Ok(Some(bound))
 }
 
 /// `FileDescriptorName=` of the socket that a service manager may hold for Docker's plugin.
