@@ -50,7 +50,13 @@ fn use_it(client: &Client, workload: &Space) {
 /// What the service manager is told next.
 fn told(manager: &UnixDatagram) -> BTreeSet<String> {
     let mut buffer = [0; 4096];
-    let len = manager.recv(&mut buffer).expect("the manager is told");
+    let len = loop {
+        match manager.recv(&mut buffer) {
+            // With a limit on waiting, any signal ends the call (signal(7)).
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            other => break other.expect("the manager is told"),
+        }
+    };
     let text = String::from_utf8(buffer[..len].to_vec()).unwrap();
     text.lines().map(str::to_owned).collect()
 }

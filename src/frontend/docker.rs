@@ -138,8 +138,7 @@ async fn dispatch(agent: &Agent, call: &str, body: &[u8], scope: Scope) -> Resul
         "NetworkDriver.EndpointOperInfo" => driver::endpoint_info(agent, &parse(body)?),
         "NetworkDriver.DeleteEndpoint" => driver::delete_endpoint(agent, parse(body)?).await,
         "NetworkDriver.Join" => driver::join(agent, parse(body)?).await,
-        // The engine moves the interface back after this, and then deletes the endpoint.
-        "NetworkDriver.Leave" => parse::<driver::EndpointCall>(body).map(|_| json!({})),
+        "NetworkDriver.Leave" => driver::leave(&parse(body)?),
         // Ports are published on the engine's own gateway bridge, and members are gossip's business.
         "NetworkDriver.ProgramExternalConnectivity"
         | "NetworkDriver.RevokeExternalConnectivity"

@@ -21,7 +21,7 @@ use crate::cluster::manager::reply::{Outcome, Refusal, Reply};
 /// How long a fixed address is waited for that another node's block holds.
 const YIELD_LIMIT: Duration = Duration::from_millis(1_800);
 /// How long a request waits for the managers to hear of the agent's start; they are tried twice a second.
-const START_LIMIT: Duration = Duration::from_secs(3);
+const START_LIMIT: Duration = Duration::from_secs(2);
 const START_PAUSE: Duration = Duration::from_millis(20);
 const YIELD_PAUSE: Duration = Duration::from_millis(50);
 /// Addresses that are passed over because a MAC made from them is somebody's.

@@ -227,6 +227,12 @@ pub(super) fn endpoint_info(agent: &Agent, call: &EndpointCall) -> Result<Value,
     Ok(json!({"Value": value.unwrap_or_else(|| json!({}))}))
 }
 
+/// Nothing goes yet: the engine takes the interface back first, and then deletes the endpoint.
+pub(super) fn leave(call: &EndpointCall) -> Result<Value, ApiError> {
+    checked(&call.endpoint_id)?;
+    Ok(json!({}))
+}
+
 pub(super) async fn delete_endpoint(agent: &Agent, call: EndpointCall) -> Result<Value, ApiError> {
     let id = checked(&call.endpoint_id)?.to_owned();
     agent.engine_endpoint_gone(id).await?;
