@@ -25,7 +25,10 @@ pub fn prepare() -> Result<Option<String>, LabError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(LabError::Privilege(NOT_ROOT.into()));
     }
-    match make_directories() {
+    // Another lab that ends may take the empty directory away in between.
+    let made = (0..MAKE_TRIES).map(|_| make_directories());
+    let mut made = made.skip_while(|made| is_missing(made));
+    match made.next().unwrap_or_else(make_directories) {
         Ok(()) => return Ok(None),
         Err(error) if !in_user_namespace() => {
             return Err(error).context(|| format!("make {LABS_DIR} and {NETNS_DIR}"));
@@ -133,6 +136,13 @@ pub fn set_knob(netns: &Netns, knob: &str, value: &str) -> Result<(), LabError> 
         .run_in(|| fs::write(&path, value))
         .map_err(io::Error::from);
     gone(written.and_then(|inner| inner)).context(|| format!("set {knob} to {value}"))
+}
+
+const MAKE_TRIES: usize = 10;
+
+fn is_missing(made: &io::Result<()>) -> bool {
+    made.as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn make_directories() -> io::Result<()> {
