@@ -20,7 +20,7 @@ const GATEWAY: &str = "com.docker.network.gateway";
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct PoolCall {
-    #[serde(default)]
+    /// Empty for a free one. Engines always send it.
     pool: String,
     #[serde(default)]
     sub_pool: String,
