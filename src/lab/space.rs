@@ -27,7 +27,7 @@ pub fn prepare() -> Result<Option<String>, LabError> {
     }
     // Another lab that ends may take the empty directory away in between.
     let made = (0..MAKE_TRIES).map(|_| make_directories());
-    let mut made = made.skip_while(|made| is_missing(made));
+    let mut made = made.skip_while(is_missing);
     match made.next().unwrap_or_else(make_directories) {
         Ok(()) => return Ok(None),
         Err(error) if !in_user_namespace() => {
