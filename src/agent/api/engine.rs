@@ -37,7 +37,7 @@ pub struct EnginePool {
 pub struct EngineSubnet {
     /// The subnet.
     pub subnet: IpNetwork,
-    /// The gateway it has already.
+    /// The gateway of a network that was asked for by name.
     pub gateway: Option<IpAddr>,
 }
 

@@ -75,8 +75,7 @@ pub(super) async fn request_pool(agent: &Agent, call: PoolCall) -> Result<Value,
     let name = options.get(OPTION_NETWORK).cloned();
     let got = agent.engine_pool(subnet, name, call.v6).await?;
     let mut data = serde_json::Map::new();
-    // Without a subnet in the question no gateway comes with it either, and the network has one already.
-    if let Some(gateway) = got.gateway.filter(|_| subnet.is_none()) {
+    if let Some(gateway) = got.gateway {
         let gateway = format!("{gateway}/{}", got.subnet.prefix());
         data.insert(GATEWAY.into(), gateway.into());
     }

@@ -46,11 +46,8 @@ impl Agent {
                     "give the subnet's own address, such as 10.0.1.0/24",
                 ));
             }
-            let live = self.live();
-            let of = network_with(&live, subnet);
-            let gateway = of
-                .and_then(|network| subnet_of(network, subnet))
-                .map(|s| s.gateway);
+            // Its gateway is asked for next, as an address.
+            let gateway = None;
             return Ok(EngineSubnet { subnet, gateway });
         }
         if let Some(name) = name {
