@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use tokio::time::{Instant, sleep};
 
-use super::{Cluster, ECHO_LIMIT};
+use super::{Cluster, ECHO_LIMIT, tend};
 use crate::agent::api::AttachRequest;
 use crate::agent::endpoint::{Choice, Fixed, check_fixed, choose_mac, made_from};
 use crate::agent::error::{ApiError, ErrorCode};
@@ -329,7 +329,7 @@ impl Agent {
     }
 
     /// As [`Agent::propose`], once the managers know of this start of the agent: before, they take what it asks for as
-    /// the wish of one that has died.
+    /// the wish of one that has died. Where they did not answer for long and do now, they are told first.
     async fn propose_started(
         &self,
         cluster: &Cluster,
@@ -339,7 +339,14 @@ impl Agent {
         while !cluster.is_started() && Instant::now() < end {
             sleep(START_PAUSE).await;
         }
-        self.propose(cluster, command).await
+        let outcome = self.propose(cluster, command.clone()).await?;
+        match outcome {
+            Err(Refusal::StaleEpoch { given, current, .. }) if given > current => {
+                tend::start(self, cluster).await?;
+                self.propose(cluster, command).await
+            }
+            outcome => Ok(outcome),
+        }
     }
 
     /// Asks the managers for a change as this node, and notes that they have answered.

@@ -207,7 +207,7 @@ impl Tending {
 }
 
 /// Tells the managers that the agent has started, and in which epoch.
-async fn start(agent: &Agent, cluster: &Cluster) -> Result<(), ApiError> {
+pub(super) async fn start(agent: &Agent, cluster: &Cluster) -> Result<(), ApiError> {
     let kept_state = agent.live().node.ipam.is_some();
     let command = Command::NodeStart {
         node: cluster.me,

@@ -211,10 +211,8 @@ pub enum Refusal {
     /// A VTEP that cannot be one.
     #[error("{0} cannot be a node's address")]
     BadVtep(IpAddr),
-    /// The command comes from a node's past.
-    #[error(
-        "node \"{node}\" has started since: the request is of its epoch {given}, it is at {current}"
-    )]
+    /// The command comes from a node's past, or from a start that the managers have not been told of.
+    #[error("{}", other_epoch(node, *given, *current))]
     StaleEpoch {
         /// Name of the node.
         node: String,
@@ -395,6 +393,9 @@ impl Refusal {
                 format!("give the node's own --vtep, or if \"{owner}\" is gone: weft node rm {owner}")
             }
             Refusal::BadVtep(_) => "give the node's unicast address on the underlay: --vtep".into(),
+            Refusal::StaleEpoch { given, current, .. } if given > current => {
+                "try again: the node tells the managers of its start twice a second".into()
+            }
             Refusal::StaleEpoch { .. } => {
                 "is a second agent running with the state of this node? Stop one of them".into()
             }
@@ -470,6 +471,17 @@ fn listed(names: &[String]) -> String {
     match names.len() {
         n if n > 5 => format!("{shown} and {} more", n - 5),
         _ => shown,
+    }
+}
+
+fn other_epoch(node: &str, given: u64, current: u64) -> String {
+    match given > current {
+        true => format!(
+            "node \"{node}\" has not told of its start: the request is of its epoch {given}, it is known at {current}"
+        ),
+        false => format!(
+            "node \"{node}\" has started since: the request is of its epoch {given}, it is at {current}"
+        ),
     }
 }
 

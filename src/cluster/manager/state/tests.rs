@@ -676,6 +676,13 @@ fn what_comes_from_an_earlier_life_of_a_node_is_refused() {
     let stale = stale.unwrap_err();
     assert_eq!(stale.code(), ErrorCode::StaleEpoch);
     assert!(stale.to_string().contains("epoch 1, it is at 5"), "{stale}");
+    let early = fixture.run(Command::ReportUse {
+        node: node_id(2),
+        epoch: 6,
+        blocks: Vec::new(),
+    });
+    let early = early.unwrap_err().to_string();
+    assert!(early.contains("has not told of its start"), "{early}");
     assert_eq!(
         fixture.start(2, 4, true).unwrap_err().code(),
         ErrorCode::StaleEpoch
