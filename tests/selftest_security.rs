@@ -1116,14 +1116,27 @@ fn packets(ns: &str, dev: &str, which: &str) -> u64 {
 
 fn flood(hosts: &Hosts, from: &str, lose_uplink: bool) {
     let (net1, net2) = (&hosts.host(1).net, &hosts.host(2).net);
-    let before = (counters(hosts, 1), counters(hosts, 2));
     let links = || {
         (
             packets(net1, "up1", "rx_packets"),
             packets(net2, "up1", "tx_packets"),
         )
     };
-    let links_before = links();
+    let read = || ((counters(hosts, 1), counters(hosts, 2)), links());
+    // A frame under way (a neighbour probe, the last ping) would stand in one of the two and not in the other.
+    let seen = |now: &((CounterSnapshot, CounterSnapshot), (u64, u64))| {
+        let ((one, two), links) = now;
+        (one.encap_frames, two.decap_datagrams, two.deliveries, *links)
+    };
+    let mut quiet = read();
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = read();
+        if seen(&std::mem::replace(&mut quiet, now)) == seen(&quiet) {
+            break;
+        }
+    }
+    let (before, links_before) = quiet;
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
