@@ -58,6 +58,8 @@ pub struct Reserved {
     addresses: BTreeMap<(String, IpAddr), (String, Instant)>,
     /// Endpoints that no container has joined yet, by the engine's id.
     endpoints: BTreeMap<String, (Endpoint, Instant)>,
+    /// Those whose container is just joining.
+    joining: BTreeMap<String, Endpoint>,
 }
 
 impl Reserved {
@@ -105,6 +107,19 @@ impl Reserved {
         self.endpoints.remove(id).map(|(endpoint, _)| endpoint)
     }
 
+    /// A container joins the endpoint, which nobody else can take from now on; its addresses stay taken until
+    /// [`Reserved::end_join`].
+    pub fn begin_join(&mut self, id: &str) -> Option<Endpoint> {
+        let endpoint = self.take_endpoint(id)?;
+        self.joining.insert(id.to_owned(), endpoint.clone());
+        Some(endpoint)
+    }
+
+    /// The container has joined, or could not.
+    pub fn end_join(&mut self, id: &str) {
+        self.joining.remove(id);
+    }
+
     /// Addresses of a network that wait for an endpoint.
     pub fn addresses_of<'a>(&'a self, network: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
         let addresses = self.addresses.keys();
@@ -113,10 +128,11 @@ impl Reserved {
             .map(|(_, ip)| *ip)
     }
 
-    /// Endpoints of a network that no container has joined.
+    /// Endpoints of a network that no container has joined, those just joining among them.
     pub fn endpoints_of<'a>(&'a self, network: &'a str) -> impl Iterator<Item = &'a Endpoint> + 'a {
-        let endpoints = self.endpoints.values().map(|(endpoint, _)| endpoint);
-        endpoints.filter(move |endpoint| endpoint.network == network)
+        let waiting = self.endpoints.values().map(|(endpoint, _)| endpoint);
+        let all = waiting.chain(self.joining.values());
+        all.filter(move |endpoint| endpoint.network == network)
     }
 
     /// Takes out what was asked for before `before` and not used since.

@@ -1,12 +1,13 @@
 //! The [`Agent`] handle: one node's live state, and how it starts, persists and stops.
 //!
 //! Locks, always taken in this order: the gate (async; shared by verbs on one network, held alone by a
-//! reset), a network's own lock (async, held for a whole verb), the file lock (async, while saving), the
-//! tables' lock (short), the state mutex (short, never across an await). Who is in which cluster changes under a
+//! reset), a network's own lock (async, held for a whole verb; shared by engines' containers that join), the lock
+//! of its addresses' choice (async), the file lock (async, while saving), the tables' lock (short), the state mutex (short, never across an await). Who is in which cluster changes under a
 //! lock of its own that is taken before all of them. Verbs live in [`super::verbs`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ use super::state::{Loaded, NodeState, StateFile};
 use super::task::Tasks;
 use crate::tables::record::Version;
 
+/// The kernel makes one link at a time: with more of them under way, all only take longer.
+const JOINS_MAX: usize = 4;
 /// How long a stop waits for running operations and tasks.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,7 +52,12 @@ pub(super) struct Inner {
     pub(super) started: Instant,
     live: Mutex<Live>,
     file: tokio::sync::Mutex<StateFile>,
-    networks: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    saves: Saves,
+    networks: Locks<RwLock<()>>,
+    /// How many containers of engines join at the same time.
+    pub(super) joins: tokio::sync::Semaphore,
+    /// Where addresses and MACs of a network are chosen.
+    choices: Locks<tokio::sync::Mutex<()>>,
     gate: Arc<RwLock<()>>,
     /// Held while remembered records go into the tables, so that none is put back that was just taken out.
     tables: Mutex<()>,
@@ -64,11 +72,44 @@ pub(super) struct Inner {
     pub(super) names: Option<Names>,
 }
 
-/// The right to change one network.
+/// The right to change one network, or only endpoints of it.
 #[derive(Debug)]
-pub(super) struct Turn {
-    _network: OwnedMutexGuard<()>,
+pub(in crate::agent) struct Turn {
+    _network: Held,
     _gate: OwnedRwLockReadGuard<()>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Whole(#[expect(dead_code, reason = "held")] OwnedRwLockWriteGuard<()>),
+    Part(#[expect(dead_code, reason = "held")] OwnedRwLockReadGuard<()>),
+}
+
+/// Locks by the id of what they guard.
+#[derive(Debug)]
+struct Locks<L>(Mutex<HashMap<String, Arc<L>>>);
+
+impl<L> Default for Locks<L> {
+    fn default() -> Locks<L> {
+        Locks(Mutex::default())
+    }
+}
+
+impl<L: Default> Locks<L> {
+    fn of(&self, id: &str) -> Arc<L> {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locks nobody holds or waits for are let go, so that the map does not grow for ever.
+        locks.retain(|key, lock| key == id || Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(id.to_owned()).or_default())
+    }
+}
+
+/// Counts of saves: one write serves all who asked before it began.
+#[derive(Debug, Default)]
+struct Saves {
+    asked: AtomicU64,
+    /// The last that was asked for before the last good write.
+    done: AtomicU64,
 }
 
 /// What changes.
@@ -185,7 +226,10 @@ impl Agent {
             started: Instant::now(),
             live: Mutex::new(live),
             file: tokio::sync::Mutex::new(file),
-            networks: Mutex::default(),
+            saves: Saves::default(),
+            networks: Locks::default(),
+            joins: tokio::sync::Semaphore::new(JOINS_MAX),
+            choices: Locks::default(),
             gate: Arc::default(),
             tables: Mutex::default(),
             cluster: ArcSwapOption::empty(),
@@ -352,29 +396,48 @@ impl Agent {
     /// Waits for its turn on one network. Verbs on different networks run side by side. Not to be called
     /// with a turn in hand: a waiting reset lets nobody in.
     pub(super) async fn lock_network(&self, id: &str) -> Turn {
-        let gate = Arc::clone(&self.inner.gate).read_owned().await;
-        let lock = {
-            let mut locks = self
-                .inner
-                .networks
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            // Locks nobody holds or waits for are let go, so that the map does not grow for ever.
-            locks.retain(|key, lock| key == id || Arc::strong_count(lock) > 1);
-            Arc::clone(locks.entry(id.to_owned()).or_default())
-        };
+        let gate = self.enter().await;
         Turn {
-            _network: lock.lock_owned().await,
+            _network: Held::Whole(self.inner.networks.of(id).write_owned().await),
             _gate: gate,
         }
     }
 
+    /// As [`Agent::lock_network`], for what is done to one endpoint of a network that is up and stays up: side by side
+    /// with others of its kind.
+    pub(super) async fn share_network(&self, id: &str) -> Turn {
+        let gate = self.enter().await;
+        Turn {
+            _network: Held::Part(self.inner.networks.of(id).read_owned().await),
+            _gate: gate,
+        }
+    }
+
+    /// Waits for its turn to choose addresses of a network. Where the network's turn is needed, too, that one first.
+    pub(super) async fn lock_choice(&self, id: &str) -> OwnedMutexGuard<()> {
+        self.inner.choices.of(id).lock_owned().await
+    }
+
+    async fn enter(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.inner.gate).read_owned().await
+    }
+
     /// Writes the state as it is now. Later calls write at least what earlier ones did.
     pub(super) async fn save(&self) -> Result<(), ApiError> {
+        let saves = &self.inner.saves;
+        let ours = saves.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let file = self.inner.file.lock().await;
+        if saves.done.load(Ordering::Acquire) >= ours {
+            self.services_changed();
+            return Ok(());
+        }
+        let served = saves.asked.load(Ordering::Acquire);
         let node = self.live().node.clone();
         // A state file is small and local; blocking a little here keeps the order of writes simple.
         let saved = file.save(&node);
+        if saved.is_ok() {
+            saves.done.store(served, Ordering::Release);
+        }
         // Networks, services and local endpoints do not change without being saved.
         self.services_changed();
         saved

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 
 use super::link::BridgePortFlags;
 use super::netlink::netns_id_of;
-use super::sandbox::{check_id, check_mtu, find, network_mark, open_network, wanted};
+use super::sandbox::{check_id, check_mtu, missing, open_network};
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo};
 use super::{
@@ -182,8 +182,8 @@ pub async fn detach(network_netns: &Path, id: &str) -> Result<(), HostError> {
         Err(HostError::NoNetwork(_)) => return Ok(()),
         Err(error) => return Err(error),
     };
-    match find_marked(&netlink.links().await?, id) {
-        Some(link) => delete_pair(&netlink, link).await,
+    match port_of(&netlink, id).await? {
+        Some(link) => delete_pair(&netlink, &link).await,
         None => Ok(()),
     }
 }
@@ -259,9 +259,22 @@ pub(super) async fn delete_pair(netlink: &Netlink, link: &Link) -> Result<(), Ho
     HostError::collect([cause].into_iter().chain(reset.err()).collect())
 }
 
-fn find_marked<'a>(links: &'a [Link], id: &str) -> Option<&'a Link> {
-    let carries = |link: &&Link| endpoint_mark(link).is_some_and(|mark| mark.id == id);
-    links.iter().find(carries)
+/// The bridge port that carries the endpoint's mark. It is looked for by the names it can have: a list of all links is
+/// long where there are many workloads, and interrupted wherever others are being made.
+async fn port_of(netlink: &Netlink, id: &str) -> Result<Option<Link>, HostError> {
+    let mut free = 0;
+    for attempt in 0..NAME_ATTEMPTS {
+        match netlink.link_by_name(&nth_host_ifname(id, attempt)).await? {
+            Some(link) if endpoint_mark(&link).is_some_and(|mark| mark.id == id) => {
+                return Ok(Some(link));
+            }
+            Some(_) => {}
+            // It has the second name where another endpoint had the first one and has gone since.
+            None if free == 1 => break,
+            None => free += 1,
+        }
+    }
+    Ok(None)
 }
 
 fn segment_of(link: &Link, links: &[Link]) -> Option<usize> {
@@ -327,10 +340,12 @@ struct EndpointBuilder<'a> {
 
 impl EndpointBuilder<'_> {
     async fn build(&self, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
-        let links = self.network.links().await?;
-        let bridge = wanted(&links, &self.spec.bridge.name(), &self.spec.network_netns)?;
+        let bridge = self.bridge().await?;
         let (mark, unmarked) = match self.spec.bridge {
-            BridgeRef::Segment(_) => (network_mark(&links), "lo"),
+            BridgeRef::Segment(_) => {
+                let loopback = self.network.link_by_name(LOOPBACK).await?;
+                (loopback.and_then(|link| link.mark()), LOOPBACK)
+            }
             BridgeRef::Gateway { .. } => (bridge.mark(), "the bridge"),
         };
         if mark.is_none() {
@@ -341,9 +356,9 @@ impl EndpointBuilder<'_> {
             });
         }
         let bridge = bridge.index;
-        let (host, inner) = match self.adopt(&links, bridge).await? {
+        let (host, inner) = match self.adopt(bridge).await? {
             Some(pair) => pair,
-            None => self.create(&links, bridge, undo).await?,
+            None => self.create(bridge, undo).await?,
         };
         self.set_port(&host).await?;
         self.set_workload(&inner).await?;
@@ -365,6 +380,12 @@ impl EndpointBuilder<'_> {
         })
     }
 
+    async fn bridge(&self) -> Result<Link, HostError> {
+        let name = self.spec.bridge.name();
+        let bridge = self.network.link_by_name(&name).await?;
+        bridge.ok_or_else(|| missing(&name, &self.spec.network_netns))
+    }
+
     fn at(
         spec: &EndpointSpec,
         network: Arc<Netlink>,
@@ -382,9 +403,9 @@ impl EndpointBuilder<'_> {
     /// any other; one that is not yet stays where it is; one that was lost is made in the workload itself.
     async fn hand_over(&self, undo: &mut Undo) -> Result<AttachedEndpoint, HostError> {
         for _ in 0..MOVE_TRIES {
-            let links = self.network.links().await?;
+            let host = port_of(&self.network, &self.spec.id).await?;
             let home = EndpointBuilder::at(self.spec, self.network.clone(), Netns::current()?)?;
-            let there = match find_marked(&links, &self.spec.id).map(|host| host.peer) {
+            let there = match host.map(|host| host.peer) {
                 None if self.spec.ifname.is_none() => Some(&home),
                 None => Some(self),
                 Some(None) => None,
@@ -416,11 +437,18 @@ impl EndpointBuilder<'_> {
         netns_id: u64,
         undo: &mut Undo,
     ) -> Result<AttachedEndpoint, HostError> {
-        let links = self.network.links().await?;
-        let bridge = wanted(&links, &self.spec.bridge.name(), &self.spec.network_netns)?.index;
-        let (host, inner) = match self.adopt(&links, bridge).await? {
+        let bridge = self.bridge().await?.index;
+        // The first time it is nowhere yet: where many containers start at once, the kernel is slow to answer each
+        // question.
+        let first = host_ifname(&self.spec.id);
+        let made = self.spec.ifname.is_none() && self.add(&first, bridge).await.is_ok();
+        let there = match made {
+            true => Some(self.mark_pair(first, undo).await?),
+            false => self.adopt(bridge).await?,
+        };
+        let (host, inner) = match there {
             Some(pair) => pair,
-            None => self.create(&links, bridge, undo).await?,
+            None => self.create(bridge, undo).await?,
         };
         self.set_port(&host).await?;
         Ok(AttachedEndpoint {
@@ -436,8 +464,8 @@ impl EndpointBuilder<'_> {
     /// Takes over the pair that carries the endpoint's mark and sets it to the specification. A pair
     /// that leads elsewhere (the workload came back in another namespace, or wants another name) is
     /// removed: a new one takes its place.
-    async fn adopt(&self, links: &[Link], bridge: u32) -> Result<Option<(Link, Link)>, HostError> {
-        let Some(host) = find_marked(links, &self.spec.id) else {
+    async fn adopt(&self, bridge: u32) -> Result<Option<(Link, Link)>, HostError> {
+        let Some(host) = port_of(&self.network, &self.spec.id).await? else {
             return Ok(None);
         };
         let inner = match host.peer {
@@ -445,7 +473,7 @@ impl EndpointBuilder<'_> {
             None => None,
         };
         let Some(inner) = inner.filter(|link| self.is_ours(link)) else {
-            delete_pair(&self.network, host).await?;
+            delete_pair(&self.network, &host).await?;
             return Ok(None);
         };
         let host_end = self.host_end(host.name.clone(), bridge);
@@ -454,7 +482,7 @@ impl EndpointBuilder<'_> {
         self.workload.set_veth(inner.index, &inner_end).await?;
         let inner = self.reread(&self.workload, inner.index).await?;
         self.drop_stale_fdb(host.index).await?;
-        Ok(Some((host.clone(), inner)))
+        Ok(Some((host, inner)))
     }
 
     /// Removes pinned addresses the port is not to have any more.
@@ -486,43 +514,60 @@ impl EndpointBuilder<'_> {
     }
 
     /// Makes the pair and marks both ends.
-    async fn create(
-        &self,
-        links: &[Link],
-        bridge: u32,
-        undo: &mut Undo,
-    ) -> Result<(Link, Link), HostError> {
-        let host_name = self.free_host_ifname(links).await?;
-        let host_end = self.host_end(host_name.clone(), bridge);
-        if let Err(error) = self.network.add_veth(&host_end, &self.inner_end()).await {
+    async fn create(&self, bridge: u32, undo: &mut Undo) -> Result<(Link, Link), HostError> {
+        let host_name = self.free_host_ifname().await?;
+        if let Err(error) = self.add(&host_name, bridge).await {
             return Err(self.explain_exists(error, &host_name).await);
         }
+        self.mark_pair(host_name, undo).await
+    }
+
+    /// Marks both ends of a pair that was just made.
+    async fn mark_pair(
+        &self,
+        host_name: String,
+        undo: &mut Undo,
+    ) -> Result<(Link, Link), HostError> {
         undo.push(Step::Link(self.network.clone(), host_name.clone()));
         let vanished = || HostError::NoNetwork(format!("link {host_name}"));
         let host = self.network.link_by_name(&host_name).await?;
         let host = host.ok_or_else(vanished)?;
         let inner_index = host.peer.ok_or_else(vanished)?;
-        let inner = self.reread(&self.workload, inner_index).await?;
+        let inner = match (self.spec.handed_over, &self.spec.ifname) {
+            // As it was made; the engine sets it up.
+            (true, None) => Link {
+                index: inner_index,
+                name: self.inner_name(),
+                gso: self.spec.gso,
+                ..host.clone()
+            },
+            _ => self.reread(&self.workload, inner_index).await?,
+        };
         let mark = Mark::new(&self.spec.id, &inner.name, &self.spec.owner);
         self.network.mark_link(&host.name, &mark).await?;
         self.workload.mark_link(&inner.name, &mark).await?;
         Ok((host, inner))
     }
 
+    async fn add(&self, host_name: &str, bridge: u32) -> Result<(), HostError> {
+        let host_end = self.host_end(host_name.to_owned(), bridge);
+        self.network.add_veth(&host_end, &self.inner_end()).await
+    }
+
     /// The first name of this id's sequence that no other endpoint of ours has. One that was made but
     /// not marked is a leftover of a killed attach and goes; one that is not ours stays.
-    async fn free_host_ifname(&self, links: &[Link]) -> Result<String, HostError> {
+    async fn free_host_ifname(&self) -> Result<String, HostError> {
         let mut name = String::new();
         for attempt in 0..NAME_ATTEMPTS {
             name = nth_host_ifname(&self.spec.id, attempt);
-            match find(links, &name) {
+            match self.network.link_by_name(&name).await? {
                 None => return Ok(name),
-                Some(link) if is_half_made(link) => {
-                    delete_pair(&self.network, link).await?;
+                Some(link) if is_half_made(&link) => {
+                    delete_pair(&self.network, &link).await?;
                     return Ok(name);
                 }
-                Some(link) if endpoint_mark(link).is_some() => {}
-                Some(link) => return Err(self.foreign_link(link)),
+                Some(link) if endpoint_mark(&link).is_some() => {}
+                Some(link) => return Err(self.foreign_link(&link)),
             }
         }
         Err(self.name_taken(&name, &self.network))
@@ -636,6 +681,7 @@ impl EndpointBuilder<'_> {
     }
 }
 
+const LOOPBACK: &str = "lo";
 const HOST_PREFIX: &str = "veth";
 const HANDED_PREFIX: &str = "weft";
 /// A template: the kernel takes the first free number.

@@ -555,15 +555,11 @@ pub(super) fn find<'a>(links: &'a [Link], name: &str) -> Option<&'a Link> {
     links.iter().find(|link| link.name == name)
 }
 
-pub(super) fn wanted<'a>(
-    links: &'a [Link],
-    name: &str,
-    netns_path: &Path,
-) -> Result<&'a Link, HostError> {
+fn wanted<'a>(links: &'a [Link], name: &str, netns_path: &Path) -> Result<&'a Link, HostError> {
     find(links, name).ok_or_else(|| missing(name, netns_path))
 }
 
-fn missing(name: &str, netns_path: &Path) -> HostError {
+pub(super) fn missing(name: &str, netns_path: &Path) -> HostError {
     HostError::NoNetwork(format!("link {name} in netns {}", netns_path.display()))
 }
 

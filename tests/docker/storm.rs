@@ -1,5 +1,7 @@
 //! Many containers at a time, started and removed side by side.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::addresses::all_distinct;
@@ -40,5 +42,67 @@ fn rounds_of_many_containers_share_no_address_and_leave_nothing() {
             begun.elapsed()
         ));
         before.assert_reached_again(&bed, Duration::from_secs(60));
+    }
+    let mut all = Vec::new();
+    for (call, times) in calls(&bed) {
+        note(&format!("{call}: {}", Times::of(&times)));
+        all.extend(times);
+    }
+    let all = Times::of(&all);
+    note(&format!("all calls: {all}"));
+    // Six calls for each container's life at least.
+    assert!(all.count >= 6 * 2 * count * rounds, "{all}");
+    assert!(all.late <= LATEST, "{all}");
+}
+
+/// What 99 of 100 calls are answered within, in ms.
+const LATEST: u64 = 200;
+
+/// How long calls of both engines took, by name.
+fn calls(bed: &Bed) -> BTreeMap<String, Vec<u64>> {
+    let mut all: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for engine in &bed.engines {
+        for (call, times) in engine.call_times() {
+            all.entry(call).or_default().extend(times);
+        }
+    }
+    all
+}
+
+/// Times in ms.
+struct Times {
+    count: usize,
+    middle: u64,
+    /// 99 of 100 are no longer.
+    late: u64,
+    longest: u64,
+}
+
+impl Times {
+    fn of(times: &[u64]) -> Times {
+        let mut times = times.to_vec();
+        times.sort_unstable();
+        let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
+        Times {
+            count: times.len(),
+            middle: at(50),
+            late: at(99),
+            longest: at(100),
+        }
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Times {
+            count,
+            middle,
+            late,
+            longest,
+        } = self;
+        write!(
+            f,
+            "{count} answered, p50 {middle} ms, p99 {late} ms, {longest} ms at most"
+        )
     }
 }

@@ -1,5 +1,6 @@
 //! One engine with its agent: starting, killing and asking both, and looking into containers.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,6 @@ use weft::sys::netns::Netns;
 
 use super::{Options, PATIENCE, eventually, said};
 
-const WEFT: &str = env!("CARGO_BIN_EXE_weft");
 const DOCKER_SOCKET: &str = "/run/docker.sock";
 pub const PLUGIN_SOCKET: &str = "/run/docker/plugins/weft.sock";
 /// Takes away what a host without power forgets: mounted namespaces, files in memory, links, rules.
@@ -35,6 +35,15 @@ nft flush ruleset
 ";
 /// How long a client waits for an engine.
 const CLIENT_LIMIT: &str = "120";
+
+/// What is tested: this build, or the program that `WEFT_PROGRAM` names, so that figures can be those of a release.
+pub fn program() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let other = std::env::var_os("WEFT_PROGRAM");
+        other.map_or_else(|| env!("CARGO_BIN_EXE_weft").into(), PathBuf::from)
+    })
+}
 
 /// Fields drop in order: the programs, then the world they are in, then the groups they were in.
 pub struct Engine {
@@ -63,7 +72,7 @@ pub struct Answer {
 impl Engine {
     /// Makes the world of an engine; nothing runs in it yet.
     pub fn start(number: u8, netns: &str, dir: &Path, options: Options) -> Engine {
-        let launcher = Launcher::new(Some(WEFT.into())).unwrap();
+        let launcher = Launcher::new(Some(program().into())).unwrap();
         let log = dir.join(format!("world{number}.log"));
         let mut enclosed = launcher
             .enclosed(netns, "world", &script(number), &log)
@@ -189,7 +198,9 @@ impl Engine {
 
     /// Starts the agent and waits until it answers.
     pub fn boot_agent(&mut self) {
-        let mut command = self.command(WEFT);
+        // As the unit in deploy/ runs it.
+        let mut command = self.command("nice");
+        command.args(["-n", "-10"]).arg(program());
         command.args(["agent", "--reconcile-interval", "1"]);
         command.arg("--vtep").arg(self.address().to_string());
         command.args([
@@ -198,6 +209,7 @@ impl Engine {
             "--docker-engine",
             DOCKER_SOCKET,
         ]);
+        command.args(["--log", "weft::frontend::docker=debug,info"]);
         command.args(&self.agent_flags);
         self.agent = Some(self.begin("agent", command));
         let end = Instant::now() + PATIENCE;
@@ -274,7 +286,7 @@ impl Engine {
 
     /// Runs `weft` against the engine's agent.
     pub fn weft(&self, line: &str) -> Answer {
-        let mut command = Command::new(WEFT);
+        let mut command = Command::new(program());
         command.args(line.split_whitespace());
         Answer::of(command.env("WEFT_SOCKET", self.file("/run/weft/weft.sock")))
     }
@@ -348,6 +360,23 @@ impl Engine {
     /// Kills a process by the number it has in the engine's world.
     pub fn kill_inside(&self, pid: i64) {
         super::run(self.command("kill").arg("-KILL").arg(pid.to_string()));
+    }
+
+    /// How long the agent took to answer the engine's calls, in ms, by the call's name.
+    pub fn call_times(&self) -> BTreeMap<String, Vec<u64>> {
+        let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let text = std::fs::read_to_string(self.log("agent")).unwrap_or_default();
+        for line in text.lines() {
+            let word = |key: &str| {
+                let (_, rest) = line.split_once(key)?;
+                rest.split_whitespace().next()
+            };
+            if let (Some(call), Some(ms)) = (word(" call="), word(" ms=")) {
+                let call = call.trim_matches('"').to_owned();
+                times.entry(call).or_default().push(ms.parse().unwrap());
+            }
+        }
+        times
     }
 
     /// Prints the end of the logs.

@@ -86,6 +86,8 @@ impl Agent {
         let workload = self.plumbing().workload(&wish.target)?;
         let name = endpoint_name(wish)?;
         let _turn = self.lock_network(id).await;
+        // What is chosen is not taken before all is done.
+        let _choice = self.lock_choice(id).await;
         let network = self.live().network(id)?.clone();
         let found = match self
             .find_or_plan(&network, (&name, role), wish, &workload)
@@ -451,6 +453,24 @@ impl Agent {
         id: &str,
         reference: &str,
     ) -> Result<String, ApiError> {
+        let (endpoint, removal) = self.forget_on(id, reference).await?;
+        let Err(error) = removal.done(self).await else {
+            return Ok(endpoint);
+        };
+        Err(ApiError {
+            next: "the endpoint is forgotten; what is left of its interface is removed at the next comparison with \
+                   the kernel, or at the next start"
+                .into(),
+            ..error
+        })
+    }
+
+    /// Forgets an endpoint, here and on other nodes. What is left to do takes the kernel's time and nobody's turn.
+    pub(in crate::agent) async fn forget_on(
+        &self,
+        id: &str,
+        reference: &str,
+    ) -> Result<(String, Removal), ApiError> {
         let _turn = self.lock_network(id).await;
         let (network, endpoint) = {
             let mut live = self.live();
@@ -466,21 +486,20 @@ impl Agent {
                 .insert(endpoint.id.clone(), endpoint);
             return Err(error);
         }
-        let done = self.unplug(&network, &endpoint).await;
+        let removal = match self.withdraw_locally(&network, &endpoint) {
+            // The network goes with the last one, and nobody may come in between.
+            true => Removal::Done(self.take_down_last(&network, &endpoint).await),
+            false => Removal::Due {
+                network: network.id.clone(),
+                endpoint: endpoint.id.clone(),
+            },
+        };
         self.emit(Event::EndpointDetached {
             network: id.to_owned(),
             endpoint: endpoint.id.clone(),
             name: endpoint.name,
         });
-        match done {
-            Ok(()) => Ok(endpoint.id),
-            Err(error) => Err(ApiError {
-                next: "the endpoint is forgotten; what is left of its interface is removed at the next comparison \
-                       with the kernel, or at the next start"
-                    .into(),
-                ..error
-            }),
-        }
+        Ok((endpoint.id, removal))
     }
 
     /// The inverse of `plug`, for an endpoint that is out of the state already.
@@ -489,6 +508,23 @@ impl Agent {
         network: &Network,
         endpoint: &Endpoint,
     ) -> Result<(), ApiError> {
+        match self.withdraw_locally(network, endpoint) {
+            true => self.take_down_last(network, endpoint).await,
+            false => self.remove_interface(&network.id, &endpoint.id).await,
+        }
+    }
+
+    async fn take_down_last(&self, network: &Network, endpoint: &Endpoint) -> Result<(), ApiError> {
+        self.remove_interface(&network.id, &endpoint.id).await?;
+        self.bring_down(network).await
+    }
+
+    async fn remove_interface(&self, network: &str, endpoint: &str) -> Result<(), ApiError> {
+        self.plumbing().endpoint_down(network, endpoint).await
+    }
+
+    /// Takes an endpoint out of tables and names. Tells whether it was the network's last one here.
+    fn withdraw_locally(&self, network: &Network, endpoint: &Endpoint) -> bool {
         if let Some(segment) = network.segments.get(endpoint.segment) {
             self.plumbing().remove_record(segment.vni, &endpoint.id);
         }
@@ -502,14 +538,35 @@ impl Agent {
         };
         self.names_changed();
         self.tell_workload(&endpoint.target);
-        let removed = self
-            .plumbing()
-            .endpoint_down(&network.id, &endpoint.id)
-            .await;
-        if last && removed.is_ok() {
-            self.bring_down(network).await?;
+        last
+    }
+}
+
+/// What is left to do in the kernel for an endpoint that is forgotten.
+#[derive(Debug)]
+#[must_use]
+pub(in crate::agent) enum Removal {
+    /// It was the last one of its network, which had to be removed with it.
+    Done(Result<(), ApiError>),
+    /// Its interface is there, and in nobody's way.
+    Due {
+        /// Id of the network.
+        network: String,
+        /// Id of the endpoint.
+        endpoint: String,
+    },
+}
+
+impl Removal {
+    /// Does it.
+    ///
+    /// # Errors
+    /// `kernel_refused`.
+    pub(in crate::agent) async fn done(self, agent: &Agent) -> Result<(), ApiError> {
+        match self {
+            Removal::Done(done) => done,
+            Removal::Due { network, endpoint } => agent.remove_interface(&network, &endpoint).await,
         }
-        removed
     }
 }
 
@@ -631,6 +688,10 @@ pub(in crate::agent) fn taken(live: &Live, network: &Network) -> Taken {
             .insert(ip, "a container that is about to start".into());
     }
     for endpoint in live.reserved.endpoints_of(&network.id) {
+        let ips = endpoint.ips.iter().map(|ip| ip.ip());
+        taken
+            .ips
+            .extend(ips.map(|ip| (ip, "a container that is about to start".into())));
         taken.macs.insert(endpoint.mac);
     }
     for record in live.node.remote.of_network(&network.id) {

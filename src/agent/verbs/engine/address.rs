@@ -173,11 +173,11 @@ impl Agent {
         {
             return Ok(ip);
         }
-        let _turn = self.lock_network(&network.id).await;
+        let _choice = self.lock_choice(&network.id).await;
         self.take_address(&network, &own, wanted).await
     }
 
-    /// The caller holds the network's lock.
+    /// The caller holds the network's choice.
     pub(super) async fn take_address(
         &self,
         network: &Network,

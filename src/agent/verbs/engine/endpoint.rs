@@ -6,11 +6,11 @@ use super::{engine_id, outside, with_prefix};
 use crate::agent::api::{AttachRequest, EngineEndpoint, EngineEndpointWish};
 use crate::agent::endpoint::{Choice, Endpoint, EngineRef, check_fixed, choose, choose_mac};
 use crate::agent::error::{ApiError, ErrorCode};
-use crate::agent::handle::Agent;
+use crate::agent::handle::{Agent, Turn};
 use crate::agent::ident;
 use crate::agent::network::Network;
 use crate::agent::plumbing::sibling_routes;
-use crate::agent::verbs::endpoint::taken;
+use crate::agent::verbs::endpoint::{Removal, taken};
 use crate::tables::record::Backing;
 
 impl Agent {
@@ -32,7 +32,7 @@ impl Agent {
         wish: &EngineEndpointWish,
     ) -> Result<EngineEndpoint, ApiError> {
         let network = self.network_of_engine(&wish.network).await?;
-        let _turn = self.lock_network(&network.id).await;
+        let _choice = self.lock_choice(&network.id).await;
         if let Some(known) = self.endpoint_of_engine(&wish.endpoint) {
             let same = |ip: &IpAddr| known.ips.iter().any(|own| own.ip() == *ip);
             if known.network == network.id && wish.ips.iter().all(same) {
@@ -174,11 +174,13 @@ impl Agent {
                 "start the container again",
             )
         })?;
-        let _turn = self.lock_network(&known.network).await;
+        let _one_of_few = self.inner.joins.acquire().await;
+        let turn = self.turn_to_join(&known.network).await;
         let network = self.live().network(&known.network)?.clone();
-        let waiting = self.live().reserved.take_endpoint(id);
-        let Some(mut endpoint) = waiting else {
+        let joining = self.live().reserved.begin_join(id);
+        let Some(mut endpoint) = joining else {
             // Asked again: the answer was lost.
+            let known = self.endpoint_of_engine(id).unwrap_or(known);
             if known.target != sandbox {
                 return Err(ApiError::new(
                     ErrorCode::AlreadyAttached,
@@ -193,12 +195,29 @@ impl Agent {
         endpoint.netns = workload.map_or_else(|| sandbox.into(), |workload| workload.path);
         let inode = endpoint.netns_inode;
         endpoint.version = self.live().next_version();
-        self.bring_in(&network, endpoint).await?;
-        drop(_turn);
+        let joined = self.bring_in(&network, endpoint).await;
+        self.live().reserved.end_join(id);
+        drop(turn);
+        joined?;
         self.settle_workload(inode).await;
         let known = self.endpoint_of_engine(id);
         let known = known.ok_or_else(|| ApiError::internal("an endpoint that is gone at once"))?;
         seen_by_engine(&network, &known)
+    }
+
+    /// Side by side with others, but that the first one has to bring the network up.
+    async fn turn_to_join(&self, network: &str) -> Turn {
+        loop {
+            let turn = self.share_network(network).await;
+            if self.plumbing().forwards(network) {
+                return turn;
+            }
+            drop(turn);
+            let turn = self.lock_network(network).await;
+            if !self.plumbing().forwards(network) {
+                return turn;
+            }
+        }
     }
 
     /// An engine removes an endpoint, joined or not. One that is unknown is gone already.
@@ -222,13 +241,35 @@ impl Agent {
         let Some(known) = self.endpoint_of_engine(id) else {
             return Ok(());
         };
-        let detached = self.detach_on(&known.network, &known.id).await;
+        let forgotten = self.forget_on(&known.network, &known.id).await;
         self.settle_workload(known.netns_inode).await;
-        match detached {
+        match forgotten {
             // Its container's end was noticed at the same moment.
             Err(error) if error.code == ErrorCode::EndpointNotFound => Ok(()),
-            other => other.map(drop),
+            Err(error) => Err(error),
+            Ok((_, removal)) => self.remove_meanwhile(known.name, removal).await,
         }
+    }
+
+    /// The engine goes on: nothing that it does next needs the interface gone, and the kernel takes long where many
+    /// containers end at once. What is left of a removal that fails goes at the next comparison with the kernel.
+    async fn remove_meanwhile(&self, name: String, removal: Removal) -> Result<(), ApiError> {
+        let removal = match removal {
+            Removal::Done(done) => return done,
+            due => due,
+        };
+        let agent = self.clone();
+        tokio::spawn(async move {
+            let work = agent.clone();
+            let removed = agent
+                .inner
+                .tasks
+                .operation(async move { removal.done(&work).await });
+            if let Err(error) = removed.await {
+                tracing::warn!(endpoint = name, %error, "its interface is left");
+            }
+        });
+        Ok(())
     }
 
     /// What an engine is shown of its endpoint.

@@ -206,7 +206,7 @@ impl Agent {
 
     /// The name the engine gave the interface when it moved it, once it has.
     async fn moved_ifname(&self, endpoint: &Endpoint) -> Option<String> {
-        let _turn = self.lock_network(&endpoint.network).await;
+        let _turn = self.share_network(&endpoint.network).await;
         let network = self.live().network(&endpoint.network).ok()?.clone();
         if !self.live().node.endpoints.contains_key(&endpoint.id) {
             return None;
