@@ -14,13 +14,13 @@ use weft::lab::ping::Pinger;
 const DOCKERS_PATIENCE: Duration = Duration::from_secs(90);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     KillAgent,
     KillDocker,
     BootAgent,
     BootDocker,
 }
-use Step::{BootAgent, BootDocker, KillAgent, KillDocker};
+pub(super) use Step::{BootAgent, BootDocker, KillAgent, KillDocker};
 
 const ORDERS: [&[Step]; 6] = [
     &[KillAgent, BootAgent],
@@ -69,7 +69,7 @@ impl Talk {
 }
 
 /// Takes the steps on these engines, all of them a step at a time.
-fn take(bed: &mut Bed, engines: &[usize], order: &[Step]) {
+pub(super) fn take(bed: &mut Bed, engines: &[usize], order: &[Step]) {
     for step in order {
         for index in engines {
             let engine = &mut bed.engines[*index];

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::common::skip::long;
 use super::docker_support::{
     Bed, Engine, IMAGE, OUTSIDE, PATIENCE, eventually, get, ip, note, run,
 };
+use super::restarts::{BootAgent, BootDocker, KillAgent, KillDocker, Step, take};
 
 /// Serves its name, and goes on with that for two seconds when it is told to end, as servers do that end in order.
 const SERVER: &str = "mkdir -p /www; hostname > /www/index.html; httpd -f -p 80 -h /www & \
@@ -214,4 +216,88 @@ fn a_swarm_service_on_weft_loses_no_client_to_scaling_updates_and_drains() {
     eventually("nothing left in weft", PATIENCE, || {
         !one.weft_done("network ls").contains("my-network")
     });
+}
+
+/// What is done to the second engine, which manages nothing.
+const ORDERS: [&[Step]; 4] = [
+    &[KillAgent, BootAgent],
+    &[KillDocker, BootDocker],
+    &[KillAgent, KillDocker, BootAgent, BootDocker],
+    &[KillDocker, KillAgent, BootDocker, BootAgent],
+];
+
+#[test]
+fn a_managed_plugin_serves_again_after_any_kill() {
+    if !long("kills of engines and agents under a managed plugin") {
+        return;
+    }
+    let Some(mut bed) = Bed::new(Default::default()) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    enable_plugin(&bed, dir.path());
+    bed.form_swarm();
+    let name = "--driver weft-swarm:latest --subnet 10.0.1.0/24 --gateway 10.0.1.254 my-network";
+    bed.one().done(&format!("network create {name}"));
+    let mut create: Vec<&str> =
+        "service create --detach --quiet --mode global --name my-web --network my-network \
+        --endpoint-mode dnsrr --label weft.publish=8080:80"
+            .split_whitespace()
+            .collect();
+    create.extend([IMAGE, "sh", "-c", SERVER]);
+    let created = bed.one().docker_words(&create);
+    assert!(created.ok, "{created:?}");
+    each_reaches_all(&bed);
+    for order in ORDERS {
+        take(&mut bed, &[1], order);
+        let begun = Instant::now();
+        each_reaches_all(&bed);
+        note(&format!(
+            "kills {order:?} under a managed plugin: all tasks reach each other {:.1} s after the last step",
+            begun.elapsed().as_secs_f64()
+        ));
+    }
+    bed.one().done("service rm my-web");
+    eventually("the end of the network", SWARM_PATIENCE, || {
+        bed.one().docker("network rm my-network").ok
+    });
+    eventually("nothing left in weft", PATIENCE, || {
+        !bed.one().weft_done("network ls").contains("my-network")
+    });
+}
+
+/// Waits until there is a running task on each engine, each reaches each by address and by the service's name, and the
+/// published port answers on both nodes.
+fn each_reaches_all(bed: &Bed) {
+    eventually(
+        "a task on each engine that reaches all",
+        SWARM_PATIENCE,
+        || {
+            let running: Vec<(&Engine, String)> = bed
+                .engines
+                .iter()
+                .filter_map(|engine| Some((engine, tasks(engine).pop()?)))
+                .collect();
+            let address = |(engine, task): &(&Engine, String)| {
+                let found = engine.inspect(task);
+                let ip = found["NetworkSettings"]["Networks"]["my-network"]["IPAddress"].clone();
+                ip.as_str().unwrap_or_default().to_owned()
+            };
+            let mut targets: Vec<String> = running.iter().map(address).collect();
+            targets.push("my-web".to_owned());
+            running.len() == bed.engines.len()
+                && running.iter().all(|(engine, task)| {
+                    let reached = |to: &String| {
+                        engine
+                            .exec(task, &format!("wget -T 2 -qO- http://{to}/"))
+                            .ok
+                    };
+                    targets.iter().all(reached)
+                })
+                && bed.engines.iter().all(|engine| {
+                    let to = SocketAddr::new(engine.address().into(), 8080);
+                    get(&bed.outside(), to).is_ok()
+                })
+        },
+    );
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use http_body_util::BodyExt;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 
 use super::*;
@@ -523,4 +525,164 @@ async fn hostile_calls_get_an_error_and_change_nothing() {
         assert_eq!(node.raw(call, b"{}").await.0, 404, "{call}");
     }
     start_container(&node, E, "/var/run/docker/netns/aa").await;
+}
+
+/// Bodies as engines send them, each a call that may come next.
+fn seeds() -> Vec<(&'static str, Value)> {
+    let generic = json!({"com.docker.network.driver.mtu": "1400"});
+    let interface =
+        json!({"Address": "10.0.1.9/24", "AddressIPv6": "", "MacAddress": "02:42:0a:00:01:09"});
+    vec![
+        (
+            "NetworkDriver.CreateNetwork",
+            json!({"NetworkID": N, "Options": {"com.docker.network.generic": generic},
+                   "IPv4Data": [{"AddressSpace": "weft", "Pool": "10.0.1.0/24", "Gateway": "10.0.1.254/24",
+                                 "AuxAddresses": {"a": "10.0.1.77/24"}}], "IPv6Data": []}),
+        ),
+        (
+            "NetworkDriver.AllocateNetwork",
+            json!({"NetworkID": N, "Options": {}, "IPv4Data": [{"Pool": "10.0.3.0/24"}], "IPv6Data": []}),
+        ),
+        (
+            "IpamDriver.RequestPool",
+            json!({"AddressSpace": "weft", "Pool": "", "SubPool": "", "Options": {"weft.network": "x"}, "V6": false}),
+        ),
+        (
+            "IpamDriver.ReleasePool",
+            json!({"PoolID": "weft/10.0.1.0/24"}),
+        ),
+        (
+            "IpamDriver.RequestAddress",
+            json!({"PoolID": "weft/10.0.1.0/24", "Address": "", "Options": {"RequestAddressType": "x"}}),
+        ),
+        (
+            "IpamDriver.ReleaseAddress",
+            json!({"PoolID": "weft/10.0.1.0/24", "Address": "10.0.1.9"}),
+        ),
+        (
+            "NetworkDriver.CreateEndpoint",
+            json!({"NetworkID": N, "EndpointID": E, "Options": {}, "Interface": interface}),
+        ),
+        (
+            "NetworkDriver.EndpointOperInfo",
+            json!({"NetworkID": N, "EndpointID": E}),
+        ),
+        (
+            "NetworkDriver.Join",
+            json!({"NetworkID": N, "EndpointID": E, "SandboxKey": "/var/run/docker/netns/1", "Options": {}}),
+        ),
+        (
+            "NetworkDriver.Leave",
+            json!({"NetworkID": N, "EndpointID": E}),
+        ),
+        (
+            "NetworkDriver.DeleteEndpoint",
+            json!({"NetworkID": N, "EndpointID": E}),
+        ),
+        ("NetworkDriver.DeleteNetwork", json!({"NetworkID": N})),
+        (
+            "NetworkDriver.DiscoverNew",
+            json!({"DiscoveryType": 1, "DiscoveryData": {"Address": "::"}}),
+        ),
+    ]
+}
+
+/// What does not belong where it is put.
+fn oddities() -> impl Strategy<Value = Value> {
+    let texts = [
+        "",
+        "/",
+        "..",
+        "../../etc",
+        "10.0.1.0/33",
+        "10.0.1.0/0",
+        "0.0.0.0/0",
+        "255.255.255.255/32",
+        "::/0",
+        "fd00::/64",
+        "ff:ff:ff:ff:ff:ff",
+        "weft/",
+        "weft/10.0.1.1/24",
+        "a\0b",
+        "\u{202e}",
+        "127.0.0.1/8",
+        "224.0.0.0/4",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        proptest::sample::select(texts.to_vec()).prop_map(Value::from),
+        ".{0,80}".prop_map(Value::from),
+        Just(Value::from("9".repeat(70_000))),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map(".{0,8}", inner, 0..4)
+                .prop_map(|map| Value::from_iter(map)),
+        ]
+    })
+}
+
+/// Paths of all values within a body, its own among them.
+fn paths(body: &Value, path: &str, into: &mut Vec<String>) {
+    into.push(path.to_owned());
+    let deeper: Vec<(String, &Value)> = match body {
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), value))
+            .collect(),
+        Value::Array(list) => {
+            let numbered = list.iter().enumerate();
+            numbered
+                .map(|(at, value)| (at.to_string(), value))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    for (key, value) in deeper {
+        paths(value, &format!("{path}/{key}"), into);
+    }
+}
+
+#[tokio::test]
+async fn bodies_near_real_ones_are_answered_and_leave_a_node_that_works() {
+    let node = Node::start().await;
+    let changes = proptest::collection::vec((any::<prop::sample::Index>(), oddities()), 0..3);
+    let calls = (proptest::sample::select(seeds()), changes);
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut granted, mut refused) = (0, 0);
+    for _ in 0..3_000 {
+        let ((call, mut body), changes) = calls.new_tree(&mut runner).unwrap().current();
+        for (place, odd) in changes {
+            let mut all = Vec::new();
+            paths(&body, "", &mut all);
+            if let Some(place) = body.pointer_mut(place.get(&all)) {
+                *place = odd;
+            }
+        }
+        let (status, answer) = node.raw(call, body.to_string().as_bytes()).await;
+        if status == 200 {
+            granted += 1;
+            continue;
+        }
+        refused += 1;
+        let why = answer["Err"].as_str().unwrap_or_default();
+        assert!(
+            !why.is_empty() && why.len() < 2_000,
+            "{call} {body}: {answer}"
+        );
+        assert!(!why.contains("broke off"), "a panic: {call} {body}: {why}");
+    }
+    assert!(granted > 300 && refused > 300, "{granted} and {refused}");
+    let fresh = "11".repeat(32);
+    let (status, answer) = node
+        .create(&fresh, "10.99.0.0/24", "10.99.0.1/24", json!({}))
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    let body = json!({"PoolID": "weft/10.99.0.0/24", "Address": "", "Options": null});
+    let got = node.call("IpamDriver.RequestAddress", body).await;
+    assert_eq!(got["Address"], "10.99.0.2/24");
 }
