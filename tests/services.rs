@@ -778,3 +778,196 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
     ));
     assert!(worst <= Duration::from_secs(3), "{worst:?}");
 }
+
+/// What a node has counted of a service one way: connections, bytes to backends, bytes to clients.
+fn counted(field: &Field, node: &str, path: &str) -> (u64, u64, u64) {
+    let text = field.done(node, &["service", "inspect", "my-web", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = find(&json, "traffic").unwrap_or_else(|| panic!("{text}"));
+    let rows = rows.as_array().unwrap();
+    let row = rows.iter().find(|row| row["path"] == path);
+    let row = row.unwrap_or_else(|| panic!("{text}"));
+    let number = |key: &str| row[key].as_u64().unwrap();
+    (
+        number("connections"),
+        number("bytes_to_backend"),
+        number("bytes_to_client"),
+    )
+}
+
+/// Waits until a node has counted this many connections; more are too many.
+fn until_counted(what: &str, field: &Field, node: &str, path: &str, expected: u64) {
+    let mut last = 0;
+    eventually(&format!("{what}: {expected} counted"), PATIENCE, || {
+        last = counted(field, node, path).0;
+        assert!(last <= expected, "{what}: {last} of {expected} counted");
+        last == expected
+    });
+}
+
+/// Waits until a node counts: just after rules were made for the first time, what they count is not looked at yet.
+fn once_counting(field: &Field, node: &str, path: &str, least: u64) -> (u64, u64, u64) {
+    eventually(&format!("{node} counts by {path}"), PATIENCE, || {
+        counted(field, node, path).0 >= least
+    });
+    counted(field, node, path)
+}
+
+#[test]
+fn every_connection_is_counted_once_whatever_becomes_of_backends_and_callers() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let names = backends(&field);
+    publish_my_web(&field);
+    let published = |node, port| SocketAddr::new(field.address(node, false), port);
+    let (outside, inside): (SocketAddr, SocketAddr) = (
+        published(2, 8080),
+        format!("{}:80", vip(&field, "my-web")).parse().unwrap(),
+    );
+    let caller = field.workload("n1", "caller", "my-network", &[]);
+    all_answer("outside", &names, CLIENT_V4, || ask(&field.client, outside));
+    answered("inside", || ask(&caller, inside));
+
+    // By the virtual address at the caller's node, by the published port at the node that was called.
+    let (vip_before, port_before) = (
+        once_counting(&field, "n1", "vip", 1),
+        once_counting(&field, "n2", "ingress", 3),
+    );
+    let elsewhere = ["n2", "n3"].map(|node| counted(&field, node, "vip"));
+    for _ in 0..20 {
+        ask(&caller, inside).unwrap();
+    }
+    let socket = caller
+        .run_in(|| UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    for _ in 0..10 {
+        ask_through(&socket, inside).unwrap();
+    }
+    for _ in 0..15 {
+        ask(&field.client, outside).unwrap();
+    }
+    let mut through_vip = vip_before.0 + 20 + 1;
+    let mut through_port = port_before.0 + 15;
+    until_counted("inside", &field, "n1", "vip", through_vip);
+    until_counted("outside", &field, "n2", "ingress", through_port);
+    assert_eq!(
+        ["n2", "n3"].map(|node| counted(&field, node, "vip")),
+        elsewhere,
+        "what others led is not counted here"
+    );
+    // A question is 18 bytes, an answer about 70; each connection has headers of at least 4 packets of 40 bytes each way.
+    for (now, before, connections) in [
+        (counted(&field, "n1", "vip"), vip_before, 20),
+        (counted(&field, "n2", "ingress"), port_before, 15),
+    ] {
+        for (name, bytes) in [
+            ("to backends", now.1 - before.1),
+            ("to clients", now.2 - before.2),
+        ] {
+            let each = bytes / connections;
+            assert!((150..1000).contains(&each), "{each} bytes {name}");
+        }
+    }
+
+    // Rules change under way, and change again.
+    let load = Load::new();
+    std::thread::scope(|scope| {
+        let _end = load.ending();
+        scope.spawn(|| load.run(&caller, |_| inside));
+        for round in 1..=4 {
+            field.done("n2", &["service", "drain", "my-web", "my-web.2"]);
+            field.done("n2", &["service", "ready", "my-web", "my-web.2"]);
+            eventually("as many connections", PATIENCE, || {
+                load.asked.load(Ordering::Relaxed) >= 50 * round
+            });
+        }
+    });
+    assert_eq!(load.failed.load(Ordering::Relaxed), 0);
+    through_vip += load.asked.load(Ordering::Relaxed);
+    until_counted("through changes", &field, "n1", "vip", through_vip);
+
+    // With a header in front, over loopback, and to the node's own backend.
+    field.done(
+        "n1",
+        &[
+            "service",
+            "update",
+            "my-web",
+            "--publish-add",
+            "8084:80,proxy-protocol",
+            "--publish-add",
+            "8083:80,mode=host",
+        ],
+    );
+    let node = field.lab.netns("n2").unwrap();
+    let loopback: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    for (what, from, to, path) in [
+        ("a header", &field.client, published(2, 8084), "ingress"),
+        ("loopback", &node, loopback, "ingress"),
+        ("host mode", &field.client, published(2, 8083), "host"),
+    ] {
+        answered(what, || ask(from, to));
+        let before = once_counting(&field, "n2", path, 1);
+        for _ in 0..5 {
+            ask(from, to).unwrap();
+        }
+        until_counted(what, &field, "n2", path, before.0 + 5);
+        let now = counted(&field, "n2", path);
+        assert!(
+            now.1 - before.1 > 500 && now.2 - before.2 > 500,
+            "{what}: {before:?}, {now:?}"
+        );
+    }
+    through_port = counted(&field, "n2", "ingress").0;
+
+    // Who has called may go, by the way that is meant for it or without a word.
+    let brief = field.workload("n1", "brief", "my-network", &[]);
+    answered("a second caller", || ask(&brief, inside));
+    through_vip = once_counting(&field, "n1", "vip", through_vip + 1).0;
+    for _ in 0..5 {
+        ask(&caller, inside).unwrap();
+        ask(&brief, inside).unwrap();
+    }
+    let name = format!("weft-{}-brief", field.lab.name());
+    service_support::ip(&["netns", "delete", &name]);
+    drop(brief);
+    field.done("n1", &["detach", "my-network", "caller"]);
+    until_counted(
+        "of callers that are gone",
+        &field,
+        "n1",
+        "vip",
+        through_vip + 10,
+    );
+    eventually("the second one is forgotten", PATIENCE, || {
+        !field.done("n1", &["ps", "--local"]).contains("brief")
+    });
+    until_counted(
+        "of callers that are forgotten",
+        &field,
+        "n1",
+        "vip",
+        through_vip + 10,
+    );
+    let socket = field.lab.socket("n2").display().to_string();
+    let metrics = [
+        "curl",
+        "-sS",
+        "--unix-socket",
+        &socket,
+        "http://weft/metrics",
+    ];
+    let metrics = run_in(&field.client, &metrics);
+    let line = format!(
+        "weft_service_connections_total{{service=\"my-web\",path=\"ingress\"}} {through_port}\n"
+    );
+    assert!(metrics.contains(&line), "{line}{metrics}");
+    let bytes =
+        "weft_service_bytes_total{service=\"my-web\",path=\"host\",direction=\"to_client\"} ";
+    assert!(metrics.contains(bytes), "{metrics}");
+}

@@ -7,6 +7,7 @@
 //! | [`egress`] | the gateway bridge and workloads' legs |
 //! | [`mesh`] | the ingress namespace, and backends' endpoints on the ingress network |
 //! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
+//! | [`counts`] | connections and bytes of services, as the rules count them |
 //! | [`ports`] | published ports kept from other programs, and served on loopback |
 //! | [`proxy`] | bytes from one side to the other |
 //! | [`health`] | checks of backends |
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use super::handle::Agent;
 use super::task::ended;
 
+pub mod counts;
 pub mod egress;
 pub mod health;
 pub mod mesh;
@@ -39,6 +41,8 @@ pub struct Edge {
     pub(super) ports: Mutex<ports::Ports>,
     /// Checks of backends.
     pub(super) health: Mutex<health::Checks>,
+    /// What the rules count.
+    pub(super) counts: counts::Counts,
     /// Legs that stand in the kernel.
     pub(super) legs: Mutex<egress::Given>,
 }
