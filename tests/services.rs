@@ -971,3 +971,101 @@ fn every_connection_is_counted_once_whatever_becomes_of_backends_and_callers() {
         "weft_service_bytes_total{service=\"my-web\",path=\"host\",direction=\"to_client\"} ";
     assert!(metrics.contains(bytes), "{metrics}");
 }
+
+/// The events of a node about services, each as kind and name, oldest first.
+fn service_events(field: &Field, node: &str) -> Vec<(String, String)> {
+    let text = field.done(node, &["events", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = json["events"].as_array().unwrap().iter();
+    let word =
+        |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let told = events.map(|event| (word(event, "event"), word(event, "name")));
+    told.filter(|(kind, _)| kind.starts_with("service_") || kind.starts_with("backend"))
+        .collect()
+}
+
+#[test]
+fn what_becomes_of_services_and_backends_is_told_once_on_every_node() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let mut servers = field.serve_my_web();
+    // Every node goes on to take part in the network, or it would see nobody there.
+    let _stays = field.workload("n2", "stays", "my-network", &[]);
+    publish_my_web(&field);
+    let mut expected: Vec<(String, String)> = Vec::new();
+    let mut then = |what: &str, more: &[(&str, &str)]| {
+        expected.extend(
+            more.iter()
+                .map(|(kind, name)| ((*kind).into(), (*name).into())),
+        );
+        for node in ["n1", "n2", "n3"] {
+            let mut last = Vec::new();
+            eventually(&format!("{what} on {node}"), PATIENCE, || {
+                last = service_events(&field, node);
+                assert!(last.len() <= expected.len(), "{what} on {node}: {last:?}");
+                last.len() == expected.len()
+            });
+            // Backends of one step come in the order of their ids, or of their nodes' words.
+            let step = expected.len() - more.len();
+            last[step..].sort();
+            expected[step..].sort();
+            assert_eq!(last[step..], expected[step..], "{what} on {node}");
+        }
+    };
+    then(
+        "made",
+        &[
+            ("service_created", "my-web"),
+            ("backend_ready", "my-web.1"),
+            ("backend_ready", "my-web.2"),
+            ("backend_ready", "my-web.3"),
+        ],
+    );
+    field.done("n2", &["service", "drain", "my-web", "my-web.2"]);
+    then("drained", &[("backend_draining", "my-web.2")]);
+    field.done("n2", &["service", "ready", "my-web", "my-web.2"]);
+    then("ready", &[("backend_ready", "my-web.2")]);
+    field.done("n1", &["service", "weight", "my-web", "my-web.1", "2"]);
+    field.done("n2", &["detach", "my-network", "my-web.2"]);
+    then("detached", &[("backend_gone", "my-web.2")]);
+    field.done("n3", &["service", "update", "my-web", "--label-add", "a=b"]);
+    then("updated", &[("service_updated", "my-web")]);
+    field.done("n3", &["service", "rm", "my-web"]);
+    then("removed", &[("service_removed", "my-web")]);
+
+    // One with a check: in use once it has answered, and not when it does not.
+    servers.retain(|server| server.name == "my-web.3");
+    let create = [
+        "service",
+        "create",
+        "--name",
+        "my-web",
+        "--network",
+        "my-network",
+        "--health-tcp",
+        "80",
+        "--health-interval",
+        "200ms",
+        "--health-timeout",
+        "200ms",
+        "--health-retries",
+        "1",
+    ];
+    field.done("n1", &create);
+    let of = |name: &str| -> Vec<String> {
+        let events = service_events(&field, "n1").into_iter();
+        let of_name = events.filter(|(_, of)| of == name);
+        of_name.map(|(kind, _)| kind).collect()
+    };
+    eventually("unhealthy", PATIENCE, || {
+        of("my-web.1").last().unwrap() == "backend_unhealthy"
+            && of("my-web.3").last().unwrap() == "backend_ready"
+    });
+    servers.clear();
+    eventually("not answering any more", PATIENCE, || {
+        of("my-web.3").last().unwrap() == "backend_unhealthy"
+    });
+}
