@@ -1126,12 +1126,7 @@ fn flood(hosts: &Hosts, from: &str, lose_uplink: bool) {
     // A frame under way (a neighbour probe, the last ping) would stand in one of the two and not in the other.
     let seen = |now: &((CounterSnapshot, CounterSnapshot), (u64, u64))| {
         let ((one, two), links) = now;
-        (
-            one.encap_frames,
-            two.decap_datagrams,
-            two.deliveries,
-            *links,
-        )
+        (one.encap_frames, two.decap_datagrams, two.deliveries, *links)
     };
     let mut quiet = read();
     for _ in 0..50 {

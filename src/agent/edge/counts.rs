@@ -137,7 +137,8 @@ impl Counts {
 }
 
 impl Agent {
-    /// Reads what is counted of services, so that what is told next is of now. Takes about 20 µs per workload.
+    /// Reads what is counted of services, so that what is told next is of now. Takes 10 µs per workload and 2 µs
+    /// for each of its services.
     pub async fn read_service_counts(&self) {
         let (agent, asked) = (self.clone(), Instant::now());
         let reading = tokio::task::spawn_blocking(move || agent.inner.edge.counts.read_all(asked));
