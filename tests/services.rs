@@ -778,3 +778,294 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
     ));
     assert!(worst <= Duration::from_secs(3), "{worst:?}");
 }
+
+/// What a node has counted of a service one way: connections, bytes to backends, bytes to clients.
+fn counted(field: &Field, node: &str, path: &str) -> (u64, u64, u64) {
+    let text = field.done(node, &["service", "inspect", "my-web", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = find(&json, "traffic").unwrap_or_else(|| panic!("{text}"));
+    let rows = rows.as_array().unwrap();
+    let row = rows.iter().find(|row| row["path"] == path);
+    let row = row.unwrap_or_else(|| panic!("{text}"));
+    let number = |key: &str| row[key].as_u64().unwrap();
+    (
+        number("connections"),
+        number("bytes_to_backend"),
+        number("bytes_to_client"),
+    )
+}
+
+/// Waits until a node has counted this many connections; more are too many.
+fn until_counted(what: &str, field: &Field, node: &str, path: &str, expected: u64) {
+    let mut last = 0;
+    eventually(&format!("{what}: {expected} counted"), PATIENCE, || {
+        last = counted(field, node, path).0;
+        assert!(last <= expected, "{what}: {last} of {expected} counted");
+        last == expected
+    });
+}
+
+/// Waits until a node counts: just after rules were made for the first time, what they count is not looked at yet.
+fn once_counting(field: &Field, node: &str, path: &str, least: u64) -> (u64, u64, u64) {
+    eventually(&format!("{node} counts by {path}"), PATIENCE, || {
+        counted(field, node, path).0 >= least
+    });
+    counted(field, node, path)
+}
+
+#[test]
+fn every_connection_is_counted_once_whatever_becomes_of_backends_and_callers() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let names = backends(&field);
+    publish_my_web(&field);
+    let published = |node, port| SocketAddr::new(field.address(node, false), port);
+    let (outside, inside): (SocketAddr, SocketAddr) = (
+        published(2, 8080),
+        format!("{}:80", vip(&field, "my-web")).parse().unwrap(),
+    );
+    let caller = field.workload("n1", "caller", "my-network", &[]);
+    all_answer("outside", &names, CLIENT_V4, || ask(&field.client, outside));
+    answered("inside", || ask(&caller, inside));
+
+    // By the virtual address at the caller's node, by the published port at the node that was called.
+    let (vip_before, port_before) = (
+        once_counting(&field, "n1", "vip", 1),
+        once_counting(&field, "n2", "ingress", 3),
+    );
+    let elsewhere = ["n2", "n3"].map(|node| counted(&field, node, "vip"));
+    for _ in 0..20 {
+        ask(&caller, inside).unwrap();
+    }
+    let socket = caller
+        .run_in(|| UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    for _ in 0..10 {
+        ask_through(&socket, inside).unwrap();
+    }
+    for _ in 0..15 {
+        ask(&field.client, outside).unwrap();
+    }
+    let mut through_vip = vip_before.0 + 20 + 1;
+    let mut through_port = port_before.0 + 15;
+    until_counted("inside", &field, "n1", "vip", through_vip);
+    until_counted("outside", &field, "n2", "ingress", through_port);
+    assert_eq!(
+        ["n2", "n3"].map(|node| counted(&field, node, "vip")),
+        elsewhere,
+        "what others led is not counted here"
+    );
+    // A question is 18 bytes, an answer about 70; each connection has headers of at least 4 packets of 40 bytes each way.
+    for (now, before, connections) in [
+        (counted(&field, "n1", "vip"), vip_before, 20),
+        (counted(&field, "n2", "ingress"), port_before, 15),
+    ] {
+        for (name, bytes) in [
+            ("to backends", now.1 - before.1),
+            ("to clients", now.2 - before.2),
+        ] {
+            let each = bytes / connections;
+            assert!((150..1000).contains(&each), "{each} bytes {name}");
+        }
+    }
+
+    // Rules change under way, and change again.
+    let load = Load::new();
+    std::thread::scope(|scope| {
+        let _end = load.ending();
+        scope.spawn(|| load.run(&caller, |_| inside));
+        for round in 1..=4 {
+            field.done("n2", &["service", "drain", "my-web", "my-web.2"]);
+            field.done("n2", &["service", "ready", "my-web", "my-web.2"]);
+            eventually("as many connections", PATIENCE, || {
+                load.asked.load(Ordering::Relaxed) >= 50 * round
+            });
+        }
+    });
+    assert_eq!(load.failed.load(Ordering::Relaxed), 0);
+    through_vip += load.asked.load(Ordering::Relaxed);
+    until_counted("through changes", &field, "n1", "vip", through_vip);
+
+    // With a header in front, over loopback, and to the node's own backend.
+    field.done(
+        "n1",
+        &[
+            "service",
+            "update",
+            "my-web",
+            "--publish-add",
+            "8084:80,proxy-protocol",
+            "--publish-add",
+            "8083:80,mode=host",
+        ],
+    );
+    let node = field.lab.netns("n2").unwrap();
+    let loopback: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    for (what, from, to, path) in [
+        ("a header", &field.client, published(2, 8084), "ingress"),
+        ("loopback", &node, loopback, "ingress"),
+        ("host mode", &field.client, published(2, 8083), "host"),
+    ] {
+        answered(what, || ask(from, to));
+        let before = once_counting(&field, "n2", path, 1);
+        for _ in 0..5 {
+            ask(from, to).unwrap();
+        }
+        until_counted(what, &field, "n2", path, before.0 + 5);
+        let now = counted(&field, "n2", path);
+        assert!(
+            now.1 - before.1 > 500 && now.2 - before.2 > 500,
+            "{what}: {before:?}, {now:?}"
+        );
+    }
+    through_port = counted(&field, "n2", "ingress").0;
+
+    // Who has called may go, by the way that is meant for it or without a word.
+    let brief = field.workload("n1", "brief", "my-network", &[]);
+    answered("a second caller", || ask(&brief, inside));
+    through_vip = once_counting(&field, "n1", "vip", through_vip + 1).0;
+    for _ in 0..5 {
+        ask(&caller, inside).unwrap();
+        ask(&brief, inside).unwrap();
+    }
+    let name = format!("weft-{}-brief", field.lab.name());
+    service_support::ip(&["netns", "delete", &name]);
+    drop(brief);
+    field.done("n1", &["detach", "my-network", "caller"]);
+    until_counted(
+        "of callers that are gone",
+        &field,
+        "n1",
+        "vip",
+        through_vip + 10,
+    );
+    eventually("the second one is forgotten", PATIENCE, || {
+        !field.done("n1", &["ps", "--local"]).contains("brief")
+    });
+    until_counted(
+        "of callers that are forgotten",
+        &field,
+        "n1",
+        "vip",
+        through_vip + 10,
+    );
+    let socket = field.lab.socket("n2").display().to_string();
+    let metrics = [
+        "curl",
+        "-sS",
+        "--unix-socket",
+        &socket,
+        "http://weft/metrics",
+    ];
+    let metrics = run_in(&field.client, &metrics);
+    let line = format!(
+        "weft_service_connections_total{{service=\"my-web\",path=\"ingress\"}} {through_port}\n"
+    );
+    assert!(metrics.contains(&line), "{line}{metrics}");
+    let bytes =
+        "weft_service_bytes_total{service=\"my-web\",path=\"host\",direction=\"to_client\"} ";
+    assert!(metrics.contains(bytes), "{metrics}");
+}
+
+/// The events of a node about services, each as kind and name, oldest first.
+fn service_events(field: &Field, node: &str) -> Vec<(String, String)> {
+    let text = field.done(node, &["events", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = json["events"].as_array().unwrap().iter();
+    let word =
+        |event: &serde_json::Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    let told = events.map(|event| (word(event, "event"), word(event, "name")));
+    told.filter(|(kind, _)| kind.starts_with("service_") || kind.starts_with("backend"))
+        .collect()
+}
+
+#[test]
+fn what_becomes_of_services_and_backends_is_told_once_on_every_node() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let mut servers = field.serve_my_web();
+    // Every node goes on to take part in the network, or it would see nobody there.
+    let _stays = field.workload("n2", "stays", "my-network", &[]);
+    publish_my_web(&field);
+    let mut expected: Vec<(String, String)> = Vec::new();
+    let mut then = |what: &str, more: &[(&str, &str)]| {
+        expected.extend(
+            more.iter()
+                .map(|(kind, name)| ((*kind).into(), (*name).into())),
+        );
+        for node in ["n1", "n2", "n3"] {
+            let mut last = Vec::new();
+            eventually(&format!("{what} on {node}"), PATIENCE, || {
+                last = service_events(&field, node);
+                assert!(last.len() <= expected.len(), "{what} on {node}: {last:?}");
+                last.len() == expected.len()
+            });
+            // Backends of one step come in the order of their ids, or of their nodes' words.
+            let step = expected.len() - more.len();
+            last[step..].sort();
+            expected[step..].sort();
+            assert_eq!(last[step..], expected[step..], "{what} on {node}");
+        }
+    };
+    then(
+        "made",
+        &[
+            ("service_created", "my-web"),
+            ("backend_ready", "my-web.1"),
+            ("backend_ready", "my-web.2"),
+            ("backend_ready", "my-web.3"),
+        ],
+    );
+    field.done("n2", &["service", "drain", "my-web", "my-web.2"]);
+    then("drained", &[("backend_draining", "my-web.2")]);
+    field.done("n2", &["service", "ready", "my-web", "my-web.2"]);
+    then("ready", &[("backend_ready", "my-web.2")]);
+    field.done("n1", &["service", "weight", "my-web", "my-web.1", "2"]);
+    field.done("n2", &["detach", "my-network", "my-web.2"]);
+    then("detached", &[("backend_gone", "my-web.2")]);
+    field.done("n3", &["service", "update", "my-web", "--label-add", "a=b"]);
+    then("updated", &[("service_updated", "my-web")]);
+    field.done("n3", &["service", "rm", "my-web"]);
+    then("removed", &[("service_removed", "my-web")]);
+
+    // One with a check: in use once it has answered, and not when it does not.
+    servers.retain(|server| server.name == "my-web.3");
+    let create = [
+        "service",
+        "create",
+        "--name",
+        "my-web",
+        "--network",
+        "my-network",
+        "--health-tcp",
+        "80",
+        "--health-interval",
+        "200ms",
+        "--health-timeout",
+        "200ms",
+        "--health-retries",
+        "1",
+    ];
+    field.done("n1", &create);
+    let of = |name: &str| -> Vec<String> {
+        let events = service_events(&field, "n1").into_iter();
+        let of_name = events.filter(|(_, of)| of == name);
+        of_name.map(|(kind, _)| kind).collect()
+    };
+    eventually("unhealthy", PATIENCE, || {
+        of("my-web.1").last().unwrap() == "backend_unhealthy"
+            && of("my-web.3").last().unwrap() == "backend_ready"
+    });
+    servers.clear();
+    eventually("not answering any more", PATIENCE, || {
+        of("my-web.3").last().unwrap() == "backend_unhealthy"
+    });
+}

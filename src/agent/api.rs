@@ -578,6 +578,9 @@ pub struct ServiceStatus {
     pub unhealthy: usize,
     /// Published ports.
     pub ports: usize,
+    /// What has come to it by way of this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<ServiceTraffic>,
 }
 
 /// Reply to `GET /v1/version`.

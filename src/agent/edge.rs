@@ -7,6 +7,8 @@
 //! | [`egress`] | the gateway bridge and workloads' legs |
 //! | [`mesh`] | the ingress namespace, and backends' endpoints on the ingress network |
 //! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
+//! | [`counts`] | connections and bytes of services, as the rules count them |
+//! | [`news`] | what has changed of services and backends, told as events |
 //! | [`ports`] | published ports kept from other programs, and served on loopback |
 //! | [`proxy`] | bytes from one side to the other |
 //! | [`health`] | checks of backends |
@@ -21,9 +23,11 @@ use tokio::time::Instant;
 use super::handle::Agent;
 use super::task::ended;
 
+pub mod counts;
 pub mod egress;
 pub mod health;
 pub mod mesh;
+pub mod news;
 pub mod plan;
 pub mod ports;
 pub mod proxy;
@@ -39,6 +43,10 @@ pub struct Edge {
     pub(super) ports: Mutex<ports::Ports>,
     /// Checks of backends.
     pub(super) health: Mutex<health::Checks>,
+    /// What the rules count.
+    pub(super) counts: counts::Counts,
+    /// Services and backends as last seen.
+    pub(super) seen: Mutex<news::Seen>,
     /// Legs that stand in the kernel.
     pub(super) legs: Mutex<egress::Given>,
 }
@@ -87,6 +95,7 @@ async fn settle(agent: &Agent, look: Look) {
     if agent.inner.tasks.stopping() {
         return;
     }
+    news::settle(agent).await;
     egress::settle(agent, look).await;
     mesh::settle(agent, look).await;
     health::settle(agent).await;

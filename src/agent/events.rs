@@ -111,6 +111,49 @@ pub enum Event {
     RulesRestored {
         place: String,
     },
+    ServiceCreated {
+        service: String,
+        name: String,
+    },
+    ServiceUpdated {
+        service: String,
+        name: String,
+    },
+    ServiceRemoved {
+        service: String,
+        name: String,
+    },
+    BackendReady {
+        service: String,
+        network: String,
+        endpoint: String,
+        name: String,
+        node: String,
+    },
+    BackendDraining {
+        service: String,
+        network: String,
+        endpoint: String,
+        name: String,
+        node: String,
+    },
+    BackendUnhealthy {
+        service: String,
+        network: String,
+        endpoint: String,
+        name: String,
+        node: String,
+    },
+    BackendGone {
+        service: String,
+        network: String,
+        endpoint: String,
+        name: String,
+        node: String,
+    },
+    BackendsChanged {
+        count: usize,
+    },
     Swept {
         object: String,
     },
@@ -135,6 +178,7 @@ impl Event {
                 | Event::AddressConflict { .. }
                 | Event::TablesRepaired { .. }
                 | Event::RulesRestored { .. }
+                | Event::BackendUnhealthy { .. }
                 | Event::StateRecovered { .. }
                 | Event::RepairFailed { .. }
         )

@@ -11,7 +11,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::api::{ClusterStatus, DnsStatus, DnsTimes, ServiceStatus, Status, Verdict};
+use super::api::{
+    ClusterStatus, DnsStatus, DnsTimes, ServiceStatus, ServiceTraffic, Status, Verdict,
+};
 
 type Label = Vec<(&'static str, String)>;
 
@@ -211,6 +213,10 @@ fn services(registry: &mut Registry, services: &[ServiceStatus]) {
         Family::<Label, Gauge>::default(),
         Family::<Label, Gauge>::default(),
     );
+    let (connections, bytes) = (
+        Family::<Label, Counter>::default(),
+        Family::<Label, Counter>::default(),
+    );
     for service in services {
         let name = || ("service", service.name.clone());
         let standings = [
@@ -225,7 +231,27 @@ fn services(registry: &mut Registry, services: &[ServiceStatus]) {
         ports
             .get_or_create(&vec![name()])
             .set(to_i64(service.ports as u64));
+        for ServiceTraffic { path, traffic } in &service.traffic {
+            let mut label = vec![name(), ("path", path.name().to_owned())];
+            connections
+                .get_or_create(&label)
+                .inc_by(traffic.connections);
+            for (direction, count) in [
+                ("to_backend", traffic.bytes_to_backend),
+                ("to_client", traffic.bytes_to_client),
+            ] {
+                label.truncate(2);
+                label.push(("direction", direction.to_owned()));
+                bytes.get_or_create(&label).inc_by(count);
+            }
+        }
     }
+    registry.register(
+        "service_connections",
+        "Connections (of UDP: flows) that this node led to backends of services",
+        connections,
+    );
+    registry.register("service_bytes", "Bytes of their packets", bytes);
     registry.register(
         "service_backends",
         "Backends of services this node knows of, by how they stand",

@@ -27,6 +27,7 @@
 //! Must not know: tables, frames, agents, configuration.
 
 mod addr;
+mod counters;
 mod docker_user;
 mod endpoint;
 mod error;
@@ -52,6 +53,7 @@ mod underlay;
 mod undo;
 mod workload;
 
+pub use counters::{RuleCount, RuleCounters};
 pub use docker_user::{pass_docker, unpass_docker};
 pub use endpoint::{
     AttachedEndpoint, BridgeRef, EndpointSpec, FoundEndpoint, attach, detach, host_ifname,
@@ -69,7 +71,9 @@ pub use jumbo::{JumboSupport, jumbo_support};
 pub use link::{BridgePortFlags, BridgeSpec, Link, VethEnd};
 pub use mark::Mark;
 pub use netlink::Netlink;
-pub use nft::{RuleWatch, ensure_loopback, forget_flows, put_rules, remove_rules, rules};
+pub use nft::{
+    RuleWatch, change_rules, ensure_loopback, forget_flows, put_rules, remove_rules, rules,
+};
 pub use qdisc::RateLimit;
 pub use resolv::{remove_resolv, resolv_mark, sweep_resolv, write_resolv};
 pub use route::GatewayRoute;

@@ -3,6 +3,7 @@
 //! Rules go in as text through `nft -f -`, which takes a script in one transaction: at every moment there is the table
 //! before or the table after. Only our own table is ever named, so nobody else's rules are read or touched.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,30 @@ pub const TABLE: &str = "weft";
 pub async fn put_rules(netns: &Netns, body: &str) -> Result<(), HostError> {
     let script = format!("{}table inet {TABLE} {{\n{body}}}\n", absent());
     run(netns, &["-f", "-"], script).await.map(drop)
+}
+
+/// Puts our table into `netns` in place of one that was put there before, and lets counters that are in both go on. As
+/// [`put_rules`], all of it is done or nothing.
+///
+/// # Errors
+/// As [`put_rules`]; also if the table is not the one that `before` made.
+pub async fn change_rules(netns: &Netns, before: &str, body: &str) -> Result<(), HostError> {
+    let counters: BTreeSet<&str> = named(body, "counter ").collect();
+    let mut script = format!("flush table inet {TABLE}\n");
+    for chain in named(before, "chain ") {
+        script += &format!("delete chain inet {TABLE} {chain}\n");
+    }
+    for counter in named(before, "counter ").filter(|name| !counters.contains(name)) {
+        script += &format!("delete counter inet {TABLE} {counter}\n");
+    }
+    script += &format!("table inet {TABLE} {{\n{body}}}\n");
+    run(netns, &["-f", "-"], script).await.map(drop)
+}
+
+/// The names of what is declared with this word at the beginning of a line.
+fn named<'a>(body: &'a str, word: &'a str) -> impl Iterator<Item = &'a str> {
+    let declared = body.lines().filter_map(move |line| line.strip_prefix(word));
+    declared.filter_map(|rest| rest.split_whitespace().next())
 }
 
 /// Takes the namespace's `lo` up: what is led to the workload itself, or refused with a reset, travels over it.

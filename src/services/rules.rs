@@ -8,6 +8,10 @@
 //!
 //! Nowhere is the source changed, so a backend sees its client. What a workload calls by a virtual address is balanced in
 //! the workload's own namespace ([`client`]).
+//!
+//! Connections and bytes of services are counted by named counters on the way ([`super::counts`]): connections where their
+//! first packet is led to a backend, bytes in a filter chain by what the flow asked for at first. That takes a few comparisons
+//! and one look-up per packet of such a flow, and two comparisons for any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -16,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnetwork::IpNetwork;
 
 use super::balance::{Target, choice};
+use super::counts::{Counted, Kind};
 use crate::model::service::{Balance, Protocol, PublishedPort};
 use crate::wire::Mac;
 
@@ -28,6 +33,8 @@ pub struct VirtualAddress {
     pub balance: Balance,
     /// The backends.
     pub targets: Vec<Target>,
+    /// What its traffic is counted as.
+    pub counted: Option<Counted>,
 }
 
 /// A workload's interface on the ingress network, where connections from outside come in.
@@ -61,6 +68,8 @@ pub struct NodePort {
     pub port: PublishedPort,
     /// Where connections are led to: an address per family, and the port there.
     pub to: (Vec<IpAddr>, u16),
+    /// What its traffic is counted as; nothing where that is done further on.
+    pub counted: Option<Counted>,
 }
 
 /// A published port as the ingress namespace's rules see it.
@@ -78,6 +87,8 @@ pub struct MeshPort {
     pub target: u16,
     /// A program takes it in instead, to put a header in front.
     pub proxied: bool,
+    /// What its traffic is counted as.
+    pub counted: Option<Counted>,
 }
 
 /// The node's way out, as its rules see it.
@@ -120,9 +131,10 @@ fn client(text: &mut String, vips: &[VirtualAddress], turn: u32) {
         let family = family(vip.vip);
         match choice(vip.balance, &vip.targets, None, turn) {
             Some(choice) => {
+                let begun = begun(vip.counted.as_ref());
                 line(
                     &mut chains,
-                    format_args!("chain vip{index} {{\n  dnat {family} to {choice}\n}}"),
+                    format_args!("chain vip{index} {{\n  {begun}dnat {family} to {choice}\n}}"),
                 );
                 let place = format!("{} : goto vip{index}", vip.vip);
                 places.entry(family).or_default().push(place);
@@ -133,6 +145,7 @@ fn client(text: &mut String, vips: &[VirtualAddress], turn: u32) {
     if vips.is_empty() {
         return;
     }
+    declare(text, vips.iter().filter_map(|vip| vip.counted.as_ref()));
     text.push_str(&chains);
     text.push_str("chain vips {\n  type nat hook output priority -100;\n");
     for (family, places) in places {
@@ -142,8 +155,9 @@ fn client(text: &mut String, vips: &[VirtualAddress], turn: u32) {
         );
     }
     text.push_str("}\n");
+    text.push_str("chain vips_asked {\n  type filter hook output priority 0;\n");
+    vip_bytes(text, vips, Kind::ToBackend);
     // Nobody answers: say so at once, instead of letting the client wait.
-    text.push_str("chain vips_without_backend {\n  type filter hook output priority 0;\n");
     for (family, vips) in dead {
         let vips = vips.join(", ");
         line(
@@ -153,6 +167,87 @@ fn client(text: &mut String, vips: &[VirtualAddress], turn: u32) {
         line(text, format_args!("  {family} daddr {{ {vips} }} reject"));
     }
     text.push_str("}\n");
+    text.push_str("chain vips_answered {\n  type filter hook input priority 0;\n");
+    vip_bytes(text, vips, Kind::ToClient);
+    text.push_str("}\n");
+}
+
+/// Bytes of flows by the virtual address they asked for.
+fn vip_bytes(text: &mut String, vips: &[VirtualAddress], kind: Kind) {
+    let mut elements: BTreeMap<&str, BTreeMap<IpAddr, &Counted>> = BTreeMap::new();
+    for vip in vips {
+        if let Some(counted) = &vip.counted {
+            let of_family = elements.entry(family(vip.vip)).or_default();
+            of_family.insert(vip.vip, counted);
+        }
+    }
+    for (family, elements) in elements {
+        let (direction, map) = (direction(kind), counter_map(&elements, kind));
+        line(
+            text,
+            format_args!(
+                "  ct status dnat ct direction {direction} counter name ct original {family} daddr map {map}"
+            ),
+        );
+    }
+}
+
+/// The direction of packets whose bytes a counter counts.
+fn direction(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ToClient => "reply",
+        Kind::Connections | Kind::ToBackend => "original",
+    }
+}
+
+/// `{ 8080 : "ingress_to-client_…" }`
+fn counter_map<K: std::fmt::Display>(elements: &BTreeMap<K, &Counted>, kind: Kind) -> String {
+    let elements = elements.iter();
+    let elements = elements.map(|(key, counted)| format!("{key} : \"{}\"", counted.counter(kind)));
+    format!("{{ {} }}", elements.collect::<Vec<_>>().join(", "))
+}
+
+/// The counters that rules name have to be there.
+fn declare<'a>(text: &mut String, counted: impl Iterator<Item = &'a Counted>) {
+    let names: BTreeSet<String> = counted.flat_map(Counted::counters).collect();
+    for name in names {
+        line(text, format_args!("counter {name} {{ }}"));
+    }
+}
+
+/// What stands before `dnat`, in a chain that is gone through once per flow.
+fn begun(counted: Option<&Counted>) -> String {
+    counted.map_or_else(String::new, |counted| {
+        format!("counter name \"{}\" ", counted.counter(Kind::Connections))
+    })
+}
+
+/// Bytes of forwarded flows by the port they asked for, both ways. `to_backend` and `to_client` match packets that go there.
+fn port_bytes(
+    text: &mut String,
+    ports: &BTreeMap<(Protocol, u16), &Counted>,
+    (to_backend, to_client): (&str, &str),
+) {
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let of_protocol = ports.iter().filter(|((of, _), _)| *of == protocol);
+        let elements: BTreeMap<u16, &Counted> = of_protocol
+            .map(|((_, port), counted)| (*port, *counted))
+            .collect();
+        if elements.is_empty() {
+            continue;
+        }
+        for (kind, place) in [(Kind::ToBackend, to_backend), (Kind::ToClient, to_client)] {
+            let (word, direction) = (word(protocol), direction(kind));
+            let map = counter_map(&elements, kind);
+            line(
+                text,
+                format_args!(
+                    "  {place} ct status dnat meta l4proto {word} ct direction {direction} counter name ct original \
+                     proto-dst map {map}"
+                ),
+            );
+        }
+    }
 }
 
 /// Flows from outside keep the way they came by.
@@ -243,6 +338,10 @@ fn datagrams(
 pub fn node(gateway: &Gateway, ports: &[NodePort]) -> String {
     let mut text = String::new();
     let (bridge, mark) = (&gateway.bridge, gateway.mark);
+    declare(
+        &mut text,
+        ports.iter().filter_map(|port| port.counted.as_ref()),
+    );
     text.push_str("chain gateway_in {\n  type filter hook prerouting priority -300;\n");
     line(
         &mut text,
@@ -253,6 +352,7 @@ pub fn node(gateway: &Gateway, ports: &[NodePort]) -> String {
     text.push_str("  iifname != \"lo\" ip daddr 127.0.0.0/8 drop\n");
     text.push_str("  iifname != \"lo\" ip6 daddr ::1 drop\n}\n");
     text.push_str("chain gateway_forward {\n  type filter hook forward priority 0;\n");
+    host_bytes(&mut text, bridge, ports);
     line(
         &mut text,
         format_args!("  oifname \"{bridge}\" ct status dnat accept"),
@@ -296,6 +396,40 @@ pub fn node(gateway: &Gateway, ports: &[NodePort]) -> String {
     text
 }
 
+/// Bytes of ports that lead to workloads of the node.
+fn host_bytes(text: &mut String, bridge: &str, ports: &[NodePort]) {
+    let mut anywhere: BTreeMap<(Protocol, u16), &Counted> = BTreeMap::new();
+    for port in ports {
+        let Some(counted) = &port.counted else {
+            continue;
+        };
+        let PublishedPort {
+            bind,
+            published,
+            protocol,
+            ..
+        } = &port.port;
+        let only = BTreeMap::from([((*protocol, *published), counted)]);
+        match bind {
+            // One port on two addresses may be two services'.
+            Some(bind) if !bind.is_unspecified() => {
+                let asked = format!("ct original {} daddr {bind}", family(*bind));
+                let (to_backend, to_client) = (
+                    format!("oifname \"{bridge}\" {asked}"),
+                    format!("iifname \"{bridge}\" {asked}"),
+                );
+                port_bytes(text, &only, (&to_backend, &to_client));
+            }
+            _ => anywhere.extend(only),
+        }
+    }
+    let (to_backend, to_client) = (
+        format!("oifname \"{bridge}\""),
+        format!("iifname \"{bridge}\""),
+    );
+    port_bytes(text, &anywhere, (&to_backend, &to_client));
+}
+
 fn published(text: &mut String, port: &NodePort) {
     let PublishedPort {
         bind,
@@ -305,6 +439,7 @@ fn published(text: &mut String, port: &NodePort) {
     } = &port.port;
     let protocol = word(*protocol);
     let wildcard = bind.is_none_or(|bind| bind.is_unspecified());
+    let begun = begun(port.counted.as_ref());
     for to in &port.to.0 {
         let family = family(*to);
         let place = match bind {
@@ -322,7 +457,7 @@ fn published(text: &mut String, port: &NodePort) {
         };
         line(
             text,
-            format_args!("  {place} {protocol} dport {published} dnat {family} to {to}"),
+            format_args!("  {place} {protocol} dport {published} {begun}dnat {family} to {to}"),
         );
     }
 }
@@ -333,11 +468,23 @@ pub fn ingress(outer: &str, inner: &str, ports: &[MeshPort], turn: u32) -> Strin
     let mut text = String::new();
     let mut led = String::new();
     let mut open = BTreeSet::new();
+    let (mut forwarded, mut taken_in) = (BTreeMap::new(), BTreeMap::new());
     for port in ports {
         let protocol = word(port.protocol);
+        let begun = begun(port.counted.as_ref());
         if port.proxied {
             open.insert(port.handed);
+            if let Some(counted) = &port.counted {
+                taken_in.insert(port.handed, counted);
+                line(
+                    &mut led,
+                    format_args!("  iifname \"{outer}\" tcp dport {} {begun}", port.handed),
+                );
+            }
             continue;
+        }
+        if let Some(counted) = &port.counted {
+            forwarded.insert((port.protocol, port.handed), counted);
         }
         for v4 in [true, false] {
             let of_family = port
@@ -350,25 +497,49 @@ pub fn ingress(outer: &str, inner: &str, ports: &[MeshPort], turn: u32) -> Strin
                 line(
                     &mut led,
                     format_args!(
-                        "  iifname \"{outer}\" meta nfproto {nfproto} {protocol} dport {} dnat {family} to {choice}",
+                        "  iifname \"{outer}\" meta nfproto {nfproto} {protocol} dport {} {begun}dnat {family} to {choice}",
                         port.handed
                     ),
                 );
             }
         }
     }
+    declare(
+        &mut text,
+        ports.iter().filter_map(|port| port.counted.as_ref()),
+    );
     text.push_str("chain mesh {\n  type nat hook prerouting priority -100;\n");
     text.push_str(&led);
     text.push_str("}\n");
     text.push_str("chain mesh_forward {\n  type filter hook forward priority 0; policy drop;\n");
     // A client's own MTU may be larger than what the overlay carries.
     text.push_str("  tcp flags syn tcp option maxseg size set rt mtu\n");
+    let (to_backend, to_client) = (
+        format!("iifname \"{outer}\""),
+        format!("oifname \"{outer}\""),
+    );
+    port_bytes(&mut text, &forwarded, (&to_backend, &to_client));
     text.push_str("  ct state established,related accept\n");
     line(
         &mut text,
         format_args!("  iifname \"{outer}\" oifname \"{inner}\" ct status dnat accept\n}}"),
     );
+    if !taken_in.is_empty() {
+        let map = counter_map(&taken_in, Kind::ToClient);
+        text.push_str("chain mesh_output {\n  type filter hook output priority 0;\n");
+        line(
+            &mut text,
+            format_args!("  oifname \"{outer}\" counter name tcp sport map {map}\n}}"),
+        );
+    }
     text.push_str("chain mesh_input {\n  type filter hook input priority 0; policy drop;\n");
+    if !taken_in.is_empty() {
+        let map = counter_map(&taken_in, Kind::ToBackend);
+        line(
+            &mut text,
+            format_args!("  iifname \"{outer}\" counter name tcp dport map {map}"),
+        );
+    }
     text.push_str("  iifname \"lo\" accept\n  ct state established,related accept\n");
     text.push_str("  meta l4proto { icmp, ipv6-icmp } accept\n");
     if !open.is_empty() {

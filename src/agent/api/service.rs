@@ -10,6 +10,7 @@ pub use crate::model::service::{
     Balance, CreateService, EndpointMode, HealthCheck, HealthWish, PortWish, Probe, Protocol,
     PublishMode, PublishedPort, UpdateService,
 };
+pub use crate::services::counts::{Path, Traffic};
 use crate::tables::record::{Backing, Standing};
 
 /// How many of a service's backends get new connections, as far as the node that answers is told.
@@ -70,6 +71,19 @@ pub struct ServiceView {
     pub health: Option<HealthCheck>,
     /// How many backends it has, on all nodes.
     pub backends: BackendCount,
+    /// What has come to it by way of the node that answers, since its agent started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<ServiceTraffic>,
+}
+
+/// What has come to a service one way, by way of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTraffic {
+    /// How it came.
+    pub path: Path,
+    /// How much.
+    #[serde(flatten)]
+    pub traffic: Traffic,
 }
 
 /// Reply to `GET /v1/services`.

@@ -10,6 +10,7 @@ use crate::agent::plumbing::edge::WorkloadPlace;
 use crate::agent::state::NodeState;
 use crate::model::service::{PublishMode, PublishedPort, Service};
 use crate::services::balance::Target;
+use crate::services::counts::{Counted, Path};
 use crate::services::rules::{BackendLeg, MeshPort, NodeWay, VirtualAddress, return_mark};
 use crate::tables::record::Backing;
 use crate::wire::Mac;
@@ -190,6 +191,7 @@ impl Workload<'_> {
                     vip: *vip,
                     balance: service.balance,
                     targets: targets(node, &part.network, service, vip.is_ipv6()),
+                    counted: Counted::new(&service.id, Path::Vip),
                 }));
             }
         }
@@ -307,6 +309,7 @@ pub fn mesh_rules(node: &NodeState, handed: &[u16]) -> Vec<MeshPort> {
                 targets: all,
                 target: port.target,
                 proxied: port.proxy_protocol,
+                counted: Counted::new(&service.id, Path::Ingress),
             }
         })
         .collect()

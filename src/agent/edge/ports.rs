@@ -18,6 +18,7 @@ use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::Agent;
 use crate::model::service::{Protocol, PublishedPort};
 use crate::services::balance::Target;
+use crate::services::counts::{Counted, Path};
 use crate::services::rules::{NodePort, handed_over};
 use crate::sys::netns::Netns;
 
@@ -72,6 +73,7 @@ struct Wanted {
     service: String,
     port: PublishedPort,
     to: (Vec<IpAddr>, u16),
+    counted: Option<Counted>,
 }
 
 /// Holds the ports that should be held and lets go of the others.
@@ -154,11 +156,14 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
         mesh.map(|(inode, _)| inode)
     };
     let mesh_leg = mesh_leg.map_or_else(Vec::new, |inode| egress::leg_addresses(agent, inode));
-    let hosts: Vec<(String, PublishedPort, u64)> = {
+    let hosts: Vec<(String, Option<Counted>, PublishedPort, u64)> = {
         let live = agent.live();
         let ports = host_ports(&live.node).into_iter();
         ports
-            .map(|(service, port, inode)| (service.name.clone(), port.clone(), inode))
+            .map(|(service, port, inode)| {
+                let counted = Counted::new(&service.id, Path::Host);
+                (service.name.clone(), counted, port.clone(), inode)
+            })
             .collect()
     };
     let live = agent.live();
@@ -172,15 +177,18 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
             service: service.name.clone(),
             port: (*port).clone(),
             to: (mesh_leg.clone(), *handed),
+            // The ingress namespace counts.
+            counted: None,
         })
         .collect();
     drop(live);
-    for (service, port, inode) in hosts {
+    for (service, counted, port, inode) in hosts {
         let target = port.target;
         wanted.push(Wanted {
             service,
             port,
             to: (egress::leg_addresses(agent, inode), target),
+            counted,
         });
     }
     (wanted, handed)
@@ -196,6 +204,7 @@ pub(super) async fn led_by_node(agent: &Agent) -> Led {
         .map(|one| NodePort {
             port: one.port,
             to: one.to,
+            counted: one.counted,
         });
     Led {
         ports: ports.collect(),

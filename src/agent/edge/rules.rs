@@ -14,6 +14,7 @@ use crate::agent::handle::Agent;
 use crate::agent::plumbing::edge::{Place, WorkloadPlace};
 use crate::host::EGRESS_MARK;
 use crate::services::balance::Target;
+use crate::services::counts::Counted;
 use crate::services::rules::{self, Gateway};
 
 /// What stands in the kernel.
@@ -81,6 +82,17 @@ impl Recipe {
         }
     }
 
+    /// The names of all counters.
+    fn counters(&self) -> BTreeSet<String> {
+        let counted: Vec<Option<&Counted>> = match self {
+            Recipe::Node(_, ports) => ports.iter().map(|port| port.counted.as_ref()).collect(),
+            Recipe::Mesh(_, _, ports) => ports.iter().map(|port| port.counted.as_ref()).collect(),
+            Recipe::Workload(vips, ..) => vips.iter().map(|vip| vip.counted.as_ref()).collect(),
+        };
+        let names = counted.into_iter().flatten().flat_map(Counted::counters);
+        names.collect()
+    }
+
     /// Every backend, and whether it gets connections.
     fn backends(&self) -> BTreeMap<IpAddr, bool> {
         let with_use = |target: &Target| (target.ip, target.share > 0);
@@ -110,6 +122,7 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
         .collect();
     for place in gone {
         applied.places.remove(&place);
+        agent.inner.edge.counts.end(&place);
         let removed = agent.plumbing().edge().put_rules(&place, "").await;
         report(agent, &place, removed);
     }
@@ -130,6 +143,9 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
         let done = put(agent, &mut applied, &place, wanted, look).await;
         report(agent, &place, done);
     }
+    let known: BTreeSet<String> = agent.live().node.services.keys().cloned().collect();
+    let counts = &agent.inner.edge.counts;
+    counts.retain(|service| known.contains(service));
 }
 
 /// As [`settle`], for one workload.
@@ -152,6 +168,7 @@ pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
 pub(super) async fn take_down(agent: &Agent) {
     let mut applied = agent.inner.edge.applied.lock().await;
     for (place, _) in std::mem::take(&mut applied.places) {
+        agent.inner.edge.counts.end(&place);
         let removed = agent.plumbing().edge().put_rules(&place, "").await;
         report(agent, &place, removed);
     }
@@ -239,6 +256,7 @@ async fn put(
         .get(place)
         .map(|standing| standing.wanted.clone());
     let same = before.as_ref() == Some(&wanted);
+    let mut stands = before.as_ref().map(|before| before.body.clone());
     let back_due = look == Look::Everything
         || before
             .as_ref()
@@ -267,6 +285,7 @@ async fn put(
                 Place::Workload(workload) => workload.target.clone(),
             },
         });
+        stands = None;
     }
     let before = before.map(|before| before.backends).unwrap_or_default();
     let used_before = before.iter().filter(|(_, used)| **used).map(|(ip, _)| *ip);
@@ -280,7 +299,7 @@ async fn put(
         .make
         .as_ref()
         .map_or_else(String::new, |recipe| recipe.body(turn));
-    edge.put_rules(place, &body).await?;
+    lay(agent, place, stands.as_deref(), (&wanted, &body)).await?;
     edge.forget_flows(place, &left, &gone).await?;
     let told = edge.rules(place).await?;
     let watch = match applied.places.get_mut(place) {
@@ -299,6 +318,32 @@ async fn put(
     };
     applied.places.insert(place.clone(), standing);
     Ok(())
+}
+
+/// Puts rules in place of those that stand, if they are known, with everything that is counted.
+async fn lay(
+    agent: &Agent,
+    place: &Place,
+    stands: Option<&str>,
+    (wanted, body): (&Wanted, &str),
+) -> Result<(), ApiError> {
+    let edge = agent.plumbing().edge();
+    let counts = &agent.inner.edge.counts;
+    let counters = wanted.make.as_ref().map(Recipe::counters);
+    let counters = counters.unwrap_or_default();
+    if let Some(stands) = stands {
+        counts.read(place);
+        match edge.change_rules(place, stands, body).await {
+            Ok(()) => return counts.go_on(edge, place, &counters),
+            Err(error) => tracing::debug!(?place, %error, "rules are put anew"),
+        }
+    }
+    let meter = counts.end(place);
+    if let Err(error) = edge.put_rules(place, body).await {
+        counts.back(place, meter);
+        return Err(error);
+    }
+    counts.begin(edge, place, &counters)
 }
 
 /// Marks the place as touched whenever somebody changes rules there, ourselves included.

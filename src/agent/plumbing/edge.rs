@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 
 use super::Outcome;
 pub use crate::host::GatewayBridge;
+use crate::services::counts::Reading;
 use crate::wire::Mac;
 
 pub mod fake;
@@ -72,6 +73,12 @@ pub enum Place {
     Workload(WorkloadPlace),
 }
 
+/// Counters in one namespace. They can be read as long as this lives, also when the namespace has no name any more.
+pub trait ReadCounters: Send + Sync + std::fmt::Debug {
+    /// All of them by name. Takes microseconds.
+    fn read(&self) -> Outcome<Reading>;
+}
+
 /// The verbs.
 pub trait Edge: Send + Sync + std::fmt::Debug + 'static {
     /// What there is under a bridge's name.
@@ -104,6 +111,18 @@ pub trait Edge: Send + Sync + std::fmt::Debug + 'static {
 
     /// Puts our rules in place of those there; an empty text removes them.
     fn put_rules<'a>(&'a self, place: &'a Place, body: &'a str) -> BoxFuture<'a, Outcome<()>>;
+
+    /// As [`Self::put_rules`], in place of `before`, which was put there: counters that are in both go on. Refused, with
+    /// nothing changed, where something else stands by now.
+    fn change_rules<'a>(
+        &'a self,
+        place: &'a Place,
+        before: &'a str,
+        body: &'a str,
+    ) -> BoxFuture<'a, Outcome<()>>;
+
+    /// Opens the counters of our rules.
+    fn rule_counters(&self, place: &Place) -> Outcome<Box<dyn ReadCounters>>;
 
     /// Our rules as the kernel has them.
     fn rules<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Outcome<Option<String>>>;

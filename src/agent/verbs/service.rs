@@ -1,11 +1,12 @@
 //! Services: the managers keep them, every node shows them, and a node changes what its own backends take.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agent::api::{
-    BackendChange, BackendCount, BackendList, BackendView, CreateService, EndpointView,
-    IngressList, IngressPort, ServiceList, ServiceNetworkView, ServiceStatus, ServiceView,
-    UnseenNetwork, UpdateService,
+    BackendChange, BackendCount, BackendList, BackendView, CreateService, EndpointMode,
+    EndpointView, IngressList, IngressPort, Path, PublishMode, ServiceList, ServiceNetworkView,
+    ServiceStatus, ServiceTraffic, ServiceView, Traffic, UnseenNetwork, UpdateService,
 };
 use crate::agent::cluster::{Cluster, ECHO_LIMIT, odd_answer};
 use crate::agent::endpoint::Endpoint;
@@ -150,7 +151,26 @@ impl Agent {
             ports: service.ports.clone(),
             health: service.health.clone(),
             backends: self.count(live, service),
+            traffic: self.traffic(service),
         }
+    }
+
+    /// What has come to a service by way of this node: every way there is, and every way there was.
+    fn traffic(&self, service: &Service) -> Vec<ServiceTraffic> {
+        let modes = service.ports.iter().map(|port| match port.mode {
+            PublishMode::Ingress => Path::Ingress,
+            PublishMode::Host => Path::Host,
+        });
+        let vip = (service.mode == EndpointMode::Vip).then_some(Path::Vip);
+        let mut traffic: BTreeMap<Path, Traffic> = vip
+            .into_iter()
+            .chain(modes)
+            .map(|path| (path, Traffic::default()))
+            .collect();
+        traffic.extend(self.service_counts(&service.id));
+        let rows = traffic.into_iter();
+        rows.map(|(path, traffic)| ServiceTraffic { path, traffic })
+            .collect()
     }
 
     /// The backends of a service on all nodes, as far as this one knows.
@@ -187,6 +207,7 @@ impl Agent {
                     draining: of(Standing::Draining),
                     unhealthy: of(Standing::Unhealthy),
                     ports: service.ports.len(),
+                    traffic: self.traffic(service),
                 }
             })
             .collect();

@@ -232,6 +232,7 @@ impl Agent {
     pub async fn status(&self) -> Status {
         let cluster = self.cluster_status().await;
         let underlay = self.plumbing().underlay().await;
+        self.read_service_counts().await;
         let dataplane = self.plumbing().dataplane();
         let mut trouble = self.plumbing().trouble();
         let underlay_mtu = match underlay {

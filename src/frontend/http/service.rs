@@ -29,6 +29,7 @@ pub(super) fn router() -> Router<Agent> {
 type Body = Result<Bytes, BytesRejection>;
 
 async fn services(State(agent): State<Agent>) -> Result<impl IntoResponse, Failure> {
+    agent.read_service_counts().await;
     ok(agent.services()?)
 }
 
@@ -41,6 +42,7 @@ async fn service(
     State(agent): State<Agent>,
     Segments(service): Segments<String>,
 ) -> Result<impl IntoResponse, Failure> {
+    agent.read_service_counts().await;
     ok(agent.service(&service)?)
 }
 

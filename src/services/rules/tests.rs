@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use super::super::counts::Path;
 use super::*;
 use crate::model::service::PublishMode;
 
@@ -22,8 +23,11 @@ fn vip(vip: &str, targets: &[&str]) -> VirtualAddress {
         vip: ip(vip),
         balance: Balance::RoundRobin,
         targets: targets.iter().map(|text| target(text)).collect(),
+        counted: Counted::new(SERVICE, Path::Vip),
     }
 }
+
+const SERVICE: &str = "0123456789abcdefghijklmno";
 
 fn port(bind: Option<&str>, published: u16, protocol: Protocol) -> PublishedPort {
     PublishedPort {
@@ -170,6 +174,7 @@ fn published_ports_are_led_on_by_family_and_bind() {
     let node_port = |bind, protocol| NodePort {
         port: port(bind, 8080, protocol),
         to: to.clone(),
+        counted: None,
     };
     let anywhere = node(&gateway(), &[node_port(None, Protocol::Tcp)]);
     check(&anywhere);
@@ -213,6 +218,7 @@ fn the_mesh_leads_each_family_to_its_backends() {
             .to_vec(),
         target: 80,
         proxied: false,
+        counted: None,
     };
     let proxied = MeshPort {
         handed: 9090,
@@ -262,4 +268,94 @@ fn return_marks_are_told_from_others() {
     let mark = return_mark(Ipv4Addr::new(10, 255, 1, 2));
     assert_eq!(mark, 0x01ff_0102);
     assert_eq!(mark & RETURN_MARK.1, RETURN_MARK.0);
+}
+
+const CONNECTIONS: &str = "connections_0123456789abcdefghijklmno";
+const TO_BACKEND: &str = "to-backend_0123456789abcdefghijklmno";
+const TO_CLIENT: &str = "to-client_0123456789abcdefghijklmno";
+
+#[test]
+fn a_client_counts_what_it_asks_of_services_and_what_it_is_answered() {
+    let vips = [
+        vip("10.0.1.2", &["10.0.1.3", "10.0.1.4"]),
+        vip("fd00::2", &["fd00::3"]),
+        vip("10.0.1.9", &[]),
+    ];
+    let text = workload(&vips, None, 0);
+    check(&text);
+    for rule in [
+        &format!("counter vip_{CONNECTIONS} {{ }}\n"),
+        &format!("counter name \"vip_{CONNECTIONS}\" dnat ip6 to"),
+        &format!(
+            "ct direction original counter name ct original ip daddr map {{ 10.0.1.2 : \"vip_{TO_BACKEND}\", 10.0.1.9 : \
+             \"vip_{TO_BACKEND}\" }}"
+        ),
+        &format!(
+            "ct direction reply counter name ct original ip6 daddr map {{ fd00::2 : \"vip_{TO_CLIENT}\" }}"
+        ),
+    ] {
+        assert!(text.contains(rule), "{rule}\n{text}");
+    }
+    let uncounted = vips.map(|vip| VirtualAddress {
+        counted: None,
+        ..vip
+    });
+    let text = workload(&uncounted, None, 0);
+    check(&text);
+    assert!(!text.contains("counter"), "{text}");
+}
+
+#[test]
+fn published_ports_are_counted_once_on_their_way() {
+    let to = (vec![ip("172.18.0.2"), ip("fd18::2")], 8080);
+    let host = |bind, published, protocol| NodePort {
+        port: port(bind, published, protocol),
+        to: to.clone(),
+        counted: Counted::new(SERVICE, Path::Host),
+    };
+    let ports = [
+        host(None, 8080, Protocol::Tcp),
+        host(Some("192.0.2.1"), 53, Protocol::Udp),
+        host(Some("2001:db8::1"), 53, Protocol::Udp),
+    ];
+    let text = node(&gateway(), &ports);
+    check(&text);
+    let bound = format!(
+        "iifname \"docker_gwbridge\" ct original ip6 daddr 2001:db8::1 ct status dnat meta l4proto udp ct direction reply \
+         counter name ct original proto-dst map {{ 53 : \"host_{TO_CLIENT}\" }}"
+    );
+    assert!(text.contains(&bound), "{text}");
+    let begun = format!("tcp dport 8080 counter name \"host_{CONNECTIONS}\" dnat ip to");
+    assert_eq!(text.matches(&begun).count(), 2, "{text}");
+
+    let mesh = |handed, protocol, proxied| MeshPort {
+        protocol,
+        handed,
+        balance: Balance::RoundRobin,
+        targets: vec![target("10.0.0.5")],
+        target: 80,
+        proxied,
+        counted: Counted::new(SERVICE, Path::Ingress),
+    };
+    let ports = [
+        mesh(8080, Protocol::Tcp, false),
+        mesh(8080, Protocol::Udp, false),
+        mesh(9090, Protocol::Tcp, true),
+    ];
+    let text = ingress("eth1", "eth0", &ports, 0);
+    check(&text);
+    for rule in [
+        format!("udp dport 8080 counter name \"ingress_{CONNECTIONS}\" dnat ip to"),
+        format!("tcp dport 9090 counter name \"ingress_{CONNECTIONS}\" \n"),
+        format!(
+            "oifname \"eth1\" ct status dnat meta l4proto udp ct direction reply counter name ct original proto-dst map \
+             {{ 8080 : \"ingress_{TO_CLIENT}\" }}"
+        ),
+        format!(
+            "iifname \"eth1\" counter name tcp dport map {{ 9090 : \"ingress_{TO_BACKEND}\" }}"
+        ),
+        format!("oifname \"eth1\" counter name tcp sport map {{ 9090 : \"ingress_{TO_CLIENT}\" }}"),
+    ] {
+        assert!(text.contains(&rule), "{rule}\n{text}");
+    }
 }

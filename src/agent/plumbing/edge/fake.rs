@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -11,7 +11,10 @@ use futures_util::future::{BoxFuture, ready};
 use futures_util::stream::{self, BoxStream};
 use ipnetwork::IpNetwork;
 
-use super::{Edge, GatewayBridge, GatewayPlan, LegPlan, Outcome, Place, WorkloadPlace};
+use super::{
+    Edge, GatewayBridge, GatewayPlan, LegPlan, Outcome, Place, ReadCounters, WorkloadPlace,
+};
+use crate::services::counts::Reading;
 
 /// What exists at the pretended edge.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +33,8 @@ pub struct EdgeWorld {
     pub routed: BTreeSet<String>,
     /// Rules by place.
     pub rules: BTreeMap<Place, String>,
+    /// What the rules have counted, by place.
+    pub counters: BTreeMap<Place, Reading>,
     /// Backends whose flows were forgotten, in order.
     pub forgotten: Vec<(Place, IpAddr)>,
     /// Ways back by place.
@@ -41,20 +46,34 @@ pub struct EdgeWorld {
 /// The edge in memory.
 #[derive(Debug, Default)]
 pub struct FakeEdge {
-    world: Mutex<EdgeWorld>,
+    world: Arc<Mutex<EdgeWorld>>,
 }
 
 impl FakeEdge {
     /// What is left of the edge after the agent is gone: all of it.
     pub fn survivor(&self) -> FakeEdge {
         FakeEdge {
-            world: Mutex::new(self.world().clone()),
+            world: Arc::new(Mutex::new(self.world().clone())),
         }
     }
 
     /// A look at, or a change of, the pretended edge.
     pub fn world(&self) -> MutexGuard<'_, EdgeWorld> {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counters in memory.
+#[derive(Debug)]
+struct FakeCounters {
+    world: Arc<Mutex<EdgeWorld>>,
+    place: Place,
+}
+
+impl ReadCounters for FakeCounters {
+    fn read(&self) -> Outcome<Reading> {
+        let world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(world.counters.get(&self.place).cloned().unwrap_or_default())
     }
 }
 
@@ -120,6 +139,22 @@ impl Edge for FakeEdge {
             false => drop(world.rules.insert(place.clone(), body.to_owned())),
         }
         ready(Ok(())).boxed()
+    }
+
+    fn change_rules<'a>(
+        &'a self,
+        place: &'a Place,
+        _before: &'a str,
+        body: &'a str,
+    ) -> BoxFuture<'a, Outcome<()>> {
+        self.put_rules(place, body)
+    }
+
+    fn rule_counters(&self, place: &Place) -> Outcome<Box<dyn ReadCounters>> {
+        Ok(Box::new(FakeCounters {
+            world: Arc::clone(&self.world),
+            place: place.clone(),
+        }))
     }
 
     fn rules<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Outcome<Option<String>>> {

@@ -10,10 +10,13 @@ use futures_util::{FutureExt, StreamExt};
 use ipnetwork::IpNetwork;
 
 use super::super::linux::{host_error, workload_ref};
-use super::{Edge, GatewayBridge, GatewayPlan, LegPlan, Outcome, Place, WorkloadPlace};
+use super::{
+    Edge, GatewayBridge, GatewayPlan, LegPlan, Outcome, Place, ReadCounters, WorkloadPlace,
+};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::plumbing::edge::{BRIDGES, SANDBOX};
-use crate::host::{self, GatewaySpec, LegSpec, RuleWatch};
+use crate::host::{self, GatewaySpec, LegSpec, RuleCounters, RuleWatch};
+use crate::services::counts::{Count, Reading};
 use crate::services::rules::RETURN_MARK;
 use crate::sys::netns::Netns;
 
@@ -67,6 +70,20 @@ impl LinuxEdge {
             done.push(removed.map(|()| Some(format!("namespace {SANDBOX}"))));
         }
         done
+    }
+}
+
+impl ReadCounters for RuleCounters {
+    fn read(&self) -> Outcome<Reading> {
+        let found = RuleCounters::read(self).map_err(host_error)?;
+        let counts = found.into_iter().map(|(name, found)| {
+            let count = Count {
+                packets: found.packets,
+                bytes: found.bytes,
+            };
+            (name, count)
+        });
+        Ok(counts.collect())
     }
 }
 
@@ -163,6 +180,24 @@ impl Edge for LinuxEdge {
             }
         }
         .boxed()
+    }
+
+    fn change_rules<'a>(
+        &'a self,
+        place: &'a Place,
+        before: &'a str,
+        body: &'a str,
+    ) -> BoxFuture<'a, Outcome<()>> {
+        async move {
+            let changed = host::change_rules(&open(place)?, before, body).await;
+            changed.map_err(host_error)
+        }
+        .boxed()
+    }
+
+    fn rule_counters(&self, place: &Place) -> Outcome<Box<dyn ReadCounters>> {
+        let counters = RuleCounters::open(&open(place)?).map_err(host_error)?;
+        Ok(Box::new(counters))
     }
 
     fn rules<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Outcome<Option<String>>> {
