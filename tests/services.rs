@@ -549,6 +549,14 @@ fn ports_are_bound_kept_and_closed_as_they_should_be() {
         "{lines:?}"
     );
 
+    // So is a port that the nodes need themselves.
+    let output = field.weft(
+        "n2",
+        &["service", "update", "my-web", "--publish-add", "7378:80"],
+    );
+    assert!(!output.status.success());
+    assert!(said(&output).contains("weft itself"), "{}", said(&output));
+
     // A second owner of a port is refused, naming the first.
     let output = field.weft(
         "n2",

@@ -8,6 +8,7 @@
 //! | [`mesh`] | the ingress namespace, and backends' endpoints on the ingress network |
 //! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
 //! | [`ports`] | published ports kept from other programs, and served on loopback |
+//! | [`own`] | ports that weft itself needs, and nobody publishes. Pure |
 //! | [`proxy`] | bytes from one side to the other |
 //! | [`health`] | checks of backends |
 //!
@@ -24,6 +25,7 @@ use super::task::ended;
 pub mod egress;
 pub mod health;
 pub mod mesh;
+pub mod own;
 pub mod plan;
 pub mod ports;
 pub mod proxy;

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::plan::{host_ports, mesh_ports, mesh_rules, workloads};
-use super::{egress, mesh, proxy};
+use super::{egress, mesh, own, proxy};
+use crate::agent::config::Settings;
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::Agent;
 use crate::model::service::{Protocol, PublishedPort};
@@ -107,15 +108,26 @@ pub(super) async fn settle(agent: &Agent) {
             Err(error) => agent.trouble(
                 &trouble,
                 ErrorCode::PortInUse.as_str(),
-                &in_use(&one, &error),
+                &in_use(agent.settings(), &one, &error),
             ),
         }
     }
     settle_proxies(agent, &mut ports).await;
 }
 
-fn in_use(wanted: &Wanted, error: &io::Error) -> ApiError {
+fn in_use(settings: &Settings, wanted: &Wanted, error: &io::Error) -> ApiError {
     let what = name(&wanted.port);
+    let port = &wanted.port;
+    if let Some(own) = own::in_the_way(settings, port.bind, port.published, port.protocol) {
+        return ApiError::new(
+            ErrorCode::PortInUse,
+            format!(
+                "port {what} of service \"{}\" does not answer on this node: it belongs to weft itself, {}",
+                wanted.service, own.what
+            ),
+            format!("publish another port, or {}", own.remedy),
+        );
+    }
     ApiError::new(
         ErrorCode::PortInUse,
         format!(
