@@ -786,3 +786,89 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
     ));
     assert!(worst <= Duration::from_secs(3), "{worst:?}");
 }
+
+/// How a call of a port that is just being published may end: refused, or answered.
+#[test]
+fn a_port_that_is_being_published_refuses_or_answers() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    let _servers = field.serve_my_web();
+    let node = field.lab.netns("n1").unwrap();
+    let own = SocketAddr::new(field.address(1, false), 8080);
+    let own_v6 = SocketAddr::new(field.address(1, true), 8080);
+    let loopback: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    let callers = [
+        (&field.client, own),
+        (&field.client, own_v6),
+        (&node, own),
+        (&node, loopback),
+    ];
+    let rounds = if long() { 10 } else { 3 };
+    for _ in 0..rounds {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let call = |from: &Netns, to: SocketAddr| {
+                let (mut answers, mut refusals, mut odd) = (0_u32, 0_u32, Vec::new());
+                while !over.load(Ordering::Relaxed) && answers < 100 {
+                    match ask(from, to) {
+                        Ok(_) => answers += 1,
+                        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                            refusals += 1;
+                        }
+                        Err(error) => odd.push(format!("{to}: {error}")),
+                    }
+                }
+                (answers, refusals, odd)
+            };
+            let calls = callers.map(|(from, to)| scope.spawn(move || call(from, to)));
+            publish_my_web(&field);
+            let patience = Instant::now() + PATIENCE;
+            while !calls.iter().all(|call| call.is_finished()) && Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            over.store(true, Ordering::Relaxed);
+            for call in calls {
+                let (answers, refusals, odd) = call.join().unwrap();
+                assert!(
+                    answers >= 100 && refusals > 0,
+                    "{answers}, {refusals}: {odd:?}"
+                );
+                assert!(odd.is_empty(), "{odd:?}");
+            }
+        });
+        // With nobody to answer, clients are refused again, over loopback, too.
+        for (index, name) in backends(&field).iter().enumerate() {
+            field.done(
+                &format!("n{}", index + 1),
+                &["service", "drain", "my-web", name],
+            );
+        }
+        for (from, to) in callers {
+            eventually(
+                "refused",
+                PATIENCE,
+                || matches!(ask(from, to), Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused),
+            );
+        }
+        for (index, name) in backends(&field).iter().enumerate() {
+            let home = format!("n{}", index + 1);
+            field.done(&home, &["service", "ready", "my-web", name]);
+        }
+        for (from, to) in callers {
+            answered("answered again", || ask(from, to));
+        }
+        // When it is gone, nobody waits for an answer that cannot come.
+        field.done("n1", &["service", "rm", "my-web"]);
+        for (from, to) in callers {
+            eventually("refused", PATIENCE, || {
+                let begun = Instant::now();
+                let error = ask(from, to).err();
+                assert!(begun.elapsed() < LIMIT, "{to}: {error:?}");
+                error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+            });
+        }
+    }
+}

@@ -89,11 +89,15 @@ async fn settle(agent: &Agent, look: Look) {
     if agent.inner.tasks.stopping() {
         return;
     }
+    if ports::release(agent).await {
+        rules::settle_node(agent).await;
+    }
     egress::settle(agent, look).await;
     mesh::settle(agent, look).await;
     health::settle(agent).await;
     ports::settle(agent).await;
     rules::settle(agent, look).await;
+    ports::lead(agent).await;
 }
 
 /// Takes everything at the edge away, with nobody else at work.

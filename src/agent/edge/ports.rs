@@ -1,14 +1,15 @@
 //! Published ports on this node: kept from other programs, served on loopback, and led on by the node's rules.
 //!
-//! Each port is bound by a socket, so that no program takes it unawares and one that has it is noticed. Connections from
-//! elsewhere never reach that socket: the rules lead them on before. What does reach it came over loopback, which no rule
-//! can lead on without opening loopback to neighbours (CVE-2020-8558); it is proxied.
+//! Each port is bound by a socket, so that no program takes it unawares and one that has it is noticed. Nothing listens on
+//! that socket: the rules lead connections on before, and while there are none, clients are refused. What comes over
+//! loopback no rule can lead on without opening loopback to neighbours (CVE-2020-8558); a second socket, on that
+//! interface alone, listens for it while somebody answers, and it is proxied.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -58,6 +59,29 @@ impl Ports {
             proxy.task.abort();
         }
     }
+
+    /// Keeps of the ports those that are wanted, and leads nobody over loopback to where it is no longer answered. Tells
+    /// whether any went.
+    fn release(&mut self, wanted: &[Wanted]) -> bool {
+        let ways: BTreeMap<Key, Way> = wanted
+            .iter()
+            .map(|one| (key(&one.port), way_on_loopback(one)))
+            .collect();
+        let before = self.held.len();
+        self.held.retain(|key, held| {
+            let way = ways.get(key).filter(|_| !held.task.is_finished());
+            match way {
+                Some(way) => drop(held.way.send_if_modified(|now| {
+                    let stale = now.is_some() && now != way;
+                    *now = now.filter(|_| !stale);
+                    stale
+                })),
+                None => held.task.abort(),
+            }
+            way.is_some()
+        });
+        self.held.len() < before
+    }
 }
 
 /// What the node's rules lead on, and where the mesh's ports are handed over.
@@ -73,30 +97,31 @@ struct Wanted {
     service: String,
     port: PublishedPort,
     to: (Vec<IpAddr>, u16),
+    /// Whether there is somebody to lead connections to.
+    answers: bool,
 }
 
-/// Holds the ports that should be held and lets go of the others.
+/// Lets go of ports that are published no more. Tells whether there were any: the node's rules lead them on still, and
+/// whoever calls would wait for nobody once what they lead to is gone.
+pub(super) async fn release(agent: &Agent) -> bool {
+    let (wanted, _) = wanted(agent);
+    let mut ports = agent.inner.edge.ports.lock().await;
+    ports.release(&wanted)
+}
+
+/// Holds the ports that should be held and lets go of the others. Nobody is led on yet: that is [`lead`]'s, once rules
+/// stand.
 pub(super) async fn settle(agent: &Agent) {
     let (wanted, _) = wanted(agent);
     let mut ports = agent.inner.edge.ports.lock().await;
-    let keys: Vec<Key> = wanted.iter().map(|one| key(&one.port)).collect();
-    ports.held.retain(|key, held| {
-        let keep = keys.contains(key) && !held.task.is_finished();
-        if !keep {
-            held.task.abort();
-        }
-        keep
-    });
+    ports.release(&wanted);
     for one in wanted {
-        let way = way_on_loopback(&one);
         let trouble = format!("published port {}", name(&one.port));
-        if let Some(held) = ports.held.get(&key(&one.port)) {
-            held.way
-                .send_if_modified(|now| std::mem::replace(now, way) != way);
+        if ports.held.contains_key(&key(&one.port)) {
             agent.well_again(&trouble);
             continue;
         }
-        match hold(&one.port, way).await {
+        match hold(&one.port).await {
             Ok(held) => {
                 ports.held.insert(key(&one.port), held);
                 agent.well_again(&trouble);
@@ -113,6 +138,19 @@ pub(super) async fn settle(agent: &Agent) {
         }
     }
     settle_proxies(agent, &mut ports).await;
+}
+
+/// Leads what comes over loopback to where it is answered, with the rules standing that lead it on from there.
+pub(super) async fn lead(agent: &Agent) {
+    let (wanted, _) = wanted(agent);
+    let ports = agent.inner.edge.ports.lock().await;
+    for one in wanted {
+        if let Some(held) = ports.held.get(&key(&one.port)) {
+            let way = way_on_loopback(&one);
+            held.way
+                .send_if_modified(|now| std::mem::replace(now, way) != way);
+        }
+    }
 }
 
 fn in_use(settings: &Settings, wanted: &Wanted, error: &io::Error) -> ApiError {
@@ -177,13 +215,15 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
     let meshed = mesh_ports(&live.node);
     let ports: Vec<PublishedPort> = meshed.iter().map(|(_, port)| (*port).clone()).collect();
     let handed = handed_over(&ports);
+    let rules = mesh_rules(&live.node, &handed);
     let mut wanted: Vec<Wanted> = meshed
         .iter()
-        .zip(&handed)
-        .map(|((service, port), handed)| Wanted {
+        .zip(&rules)
+        .map(|((service, port), rule)| Wanted {
             service: service.name.clone(),
             port: (*port).clone(),
-            to: (mesh_leg.clone(), *handed),
+            to: (mesh_leg.clone(), rule.handed),
+            answers: rule.targets.iter().any(|target| target.share > 0),
         })
         .collect();
     drop(live);
@@ -193,6 +233,7 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
             service,
             port,
             to: (egress::leg_addresses(agent, inode), target),
+            answers: true,
         });
     }
     (wanted, handed)
@@ -215,23 +256,25 @@ pub(super) async fn led_by_node(agent: &Agent) -> Led {
     }
 }
 
+/// Where the proxy leads what comes over loopback, if it comes there at all and somebody answers.
 fn way_on_loopback(wanted: &Wanted) -> Way {
+    let bind = wanted.port.bind;
+    if !wanted.answers || bind.is_some_and(|bind| !bind.is_loopback()) {
+        return None;
+    }
     let (addresses, port) = &wanted.to;
-    let of_family = |v6: bool| addresses.iter().find(|ip| ip.is_ipv6() == v6);
-    let v6 = wanted
-        .port
-        .bind
-        .is_some_and(|bind| bind.is_ipv6() && !bind.is_unspecified());
-    let ip = of_family(v6).or_else(|| addresses.first())?;
+    let v6 = bind.is_some_and(|bind| bind.is_ipv6());
+    let of_family = addresses.iter().find(|ip| ip.is_ipv6() == v6);
+    let ip = of_family.or_else(|| addresses.first())?;
     Some(SocketAddr::new(*ip, *port))
 }
 
-async fn hold(port: &PublishedPort, way: Way) -> io::Result<Held> {
-    let (sender, receiver) = watch::channel(way);
+async fn hold(port: &PublishedPort) -> io::Result<Held> {
+    let (sender, receiver) = watch::channel(None);
     let task = match port.protocol {
         Protocol::Tcp => {
-            let listener = bound(port, TcpListener::bind).await?;
-            tokio::spawn(proxy::serve_loopback(listener, receiver))
+            let kept = bound(port, |place| std::future::ready(Kept::bind(place))).await?;
+            tokio::spawn(kept.serve(receiver))
         }
         Protocol::Udp => {
             let socket = bound(port, UdpSocket::bind).await?;
@@ -239,6 +282,68 @@ async fn hold(port: &PublishedPort, way: Way) -> io::Result<Held> {
         }
     };
     Ok(Held { way: sender, task })
+}
+
+/// A TCP port that no other program can bind, though nothing need listen on it.
+///
+/// The kernel lets two sockets have a port if both say so (`SO_REUSEADDR`) and neither listens. That is needed here, beside
+/// connections that an earlier agent had on the port, and for the listener of our own; it is allowed while that is made
+/// and no longer.
+#[derive(Debug)]
+struct Kept {
+    place: SocketAddr,
+    socket: TcpSocket,
+}
+
+impl Kept {
+    fn bind(place: SocketAddr) -> io::Result<Kept> {
+        let socket = reusing(place)?;
+        socket.bind(place)?;
+        let kept = Kept { place, socket };
+        // The kernel notes with the port that all who have it would share it, until one of them has listened
+        // (`inet_csk_update_fastreuse`).
+        drop(kept.listen()?);
+        Ok(kept)
+    }
+
+    /// A listener for what comes over loopback.
+    fn listen(&self) -> io::Result<TcpListener> {
+        let socket = reusing(self.place)?;
+        socket.bind_device(Some(b"lo"))?;
+        self.socket.set_reuseaddr(true)?;
+        let listener = socket
+            .bind(self.place)
+            .and_then(|()| socket.listen(BACKLOG));
+        self.socket.set_reuseaddr(false)?;
+        listener
+    }
+
+    /// Keeps the port, and serves it over loopback whenever there is a way; without one clients are refused.
+    async fn serve(self, mut way: watch::Receiver<Way>) {
+        let mut until = way.clone();
+        while way.wait_for(Option::is_some).await.is_ok() {
+            let listener = match self.listen() {
+                Ok(listener) => listener,
+                Err(error) => {
+                    tracing::warn!(place = %self.place, %error, "a published port is not served on loopback");
+                    return;
+                }
+            };
+            tokio::select! {
+                () = proxy::serve_loopback(listener, way.clone()) => return,
+                _gone = until.wait_for(Option::is_none) => {}
+            }
+        }
+    }
+}
+
+fn reusing(place: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match place {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
 }
 
 /// Binds to all addresses of both families where none is given, and to IPv4 alone on a kernel without IPv6.
@@ -320,5 +425,92 @@ async fn settle_proxies(agent: &Agent, ports: &mut Ports) {
             }
             Err(error) => tracing::warn!(port, %error, "no program takes this port in"),
         }
+    }
+}
+
+/// Connections over loopback that wait to be taken in.
+const BACKLOG: u32 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+
+    use super::*;
+
+    /// Another program's bind of this address; most servers set `SO_REUSEADDR`.
+    fn bind_as_another(address: IpAddr, port: u16, reuse: bool) -> io::Result<TcpSocket> {
+        let place = SocketAddr::new(address, port);
+        let socket = reusing(place)?;
+        socket.set_reuseaddr(reuse)?;
+        socket.bind(place)?;
+        Ok(socket)
+    }
+
+    #[track_caller]
+    fn assert_kept(port: u16) {
+        let loopback = [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()];
+        let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        for address in loopback.into_iter().chain(all) {
+            for reuse in [true, false] {
+                let taken = bind_as_another(address, port, reuse);
+                let error = taken.expect_err("two have the port");
+                assert_eq!(error.kind(), ErrorKind::AddrInUse, "{address} {reuse}");
+            }
+        }
+    }
+
+    fn kept() -> (Kept, u16) {
+        // A free port, as the kernel finds it.
+        let free = std::net::TcpListener::bind("[::]:0").unwrap();
+        let place = free.local_addr().unwrap();
+        drop(free);
+        (Kept::bind(place).unwrap(), place.port())
+    }
+
+    #[tokio::test]
+    async fn a_port_is_kept_from_others_whether_it_is_served_or_not() {
+        let (kept, port) = kept();
+        assert_kept(port);
+        for _ in 0..2 {
+            let listener = kept.listen().unwrap();
+            assert_kept(port);
+            drop(listener);
+            assert_kept(port);
+        }
+        drop(kept);
+        drop(bind_as_another(Ipv6Addr::UNSPECIFIED.into(), port, false).unwrap());
+    }
+
+    #[tokio::test]
+    async fn without_a_way_clients_are_refused_and_with_one_they_are_served() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = server.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = server.accept().await {
+                drop(client);
+            }
+        });
+        let (kept, port) = kept();
+        let (way, receiver) = watch::channel(None);
+        let task = tokio::spawn(kept.serve(receiver));
+        let refused = move || {
+            let called = TcpStream::connect(("127.0.0.1", port));
+            called.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        for _ in 0..2 {
+            assert!(refused());
+            way.send(Some(to)).unwrap();
+            while refused() {
+                tokio::task::yield_now().await;
+            }
+            way.send(None).unwrap();
+            while !refused() {
+                tokio::task::yield_now().await;
+            }
+            assert_kept(port);
+        }
+        drop(way);
+        task.await.unwrap();
     }
 }
