@@ -961,3 +961,87 @@ fn a_port_that_is_being_published_refuses_or_answers() {
         }
     }
 }
+
+#[test]
+fn a_virtual_address_of_ipv6_leads_to_ready_backends_and_keeps_the_source() {
+    if !can_make_labs() {
+        return;
+    }
+    let guard = Guard::new();
+    let field = Field::new(&guard);
+    field.done("n1", &["network", "create", "--ipv6", "six"]);
+    let names: Vec<String> = (1..=3).map(|index| format!("api.{index}")).collect();
+    let mut servers = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let home = format!("n{}", index + 1);
+        let netns = field.workload(&home, name, "six", &["--service", "api"]);
+        servers.push(Server::start(name, &netns, 80));
+    }
+    field.done(
+        "n2",
+        &["service", "create", "--name", "api", "--network", "six"],
+    );
+    let caller = field.workload("n1", "caller", "six", &[]);
+    let shown = run_in(
+        &caller,
+        &[
+            "ip", "-6", "-brief", "address", "show", "dev", "eth0", "scope", "global",
+        ],
+    );
+    let own = shown
+        .split_whitespace()
+        .nth(2)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap();
+    let text = field.done("n1", &["service", "inspect", "api", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let vips = find(&json, "vips")
+        .and_then(|vips| vips.as_array())
+        .unwrap();
+    let vip = vips
+        .iter()
+        .filter_map(|vip| vip.as_str())
+        .find(|vip| vip.contains(':'));
+    let vip = vip.unwrap_or_else(|| panic!("{text}"));
+    let to = SocketAddr::new(vip.parse().unwrap(), 80);
+    all_answer("TCP", &names, own, || ask(&caller, to));
+    all_answer("UDP", &names, own, || ask_datagram(&caller, to));
+
+    // Its name leads there: the caller asks the network's gateway.
+    let shown = field.done("n1", &["network", "inspect", "six"]);
+    let json: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let gateway = find(&json, "Gateway").and_then(|ip| ip.as_str()).unwrap();
+    let resolver = format!("@{gateway}");
+    let answer = run_in(
+        &caller,
+        &["dig", "+short", "+tries=5", &resolver, "api", "AAAA"],
+    );
+    assert_eq!(answer.trim(), vip);
+
+    // Drained: the others alone answer.
+    field.done("n3", &["service", "drain", "api", "api.3"]);
+    quiet(&servers[2]);
+    let others: BTreeMap<String, u32> =
+        all_answer("the others", &names[..2], own, || ask(&caller, to));
+    assert!(!others.is_empty());
+    let before = servers[2].answered.load(Ordering::Relaxed);
+    for _ in 0..30 {
+        assert_ne!(ask(&caller, to).unwrap().0, "api.3");
+        assert_ne!(ask_datagram(&caller, to).unwrap().0, "api.3");
+    }
+    assert_eq!(servers[2].answered.load(Ordering::Relaxed), before);
+    // A socket that a drained backend served goes on with another.
+    let socket = caller
+        .run_in(|| UdpSocket::bind("[::]:0"))
+        .unwrap()
+        .unwrap();
+    let (first, _) = answered("a datagram", || ask_through(&socket, to));
+    let home = format!("n{}", &first[4..]);
+    field.done(&home, &["service", "drain", "api", &first]);
+    eventually("another answers", PATIENCE, || {
+        ask_through(&socket, to).is_ok_and(|(name, peer)| name != first && peer == own)
+    });
+    drop(servers);
+}
