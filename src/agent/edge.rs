@@ -7,7 +7,7 @@
 //! | [`egress`] | the gateway bridge and workloads' legs |
 //! | [`mesh`] | the ingress namespace, and backends' endpoints on the ingress network |
 //! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
-//! | [`ports`] | published ports kept from other programs, and served on loopback |
+//! | [`ports`] | published ports kept from other programs, and served to callers on the node |
 //! | [`own`] | ports that weft itself needs, and nobody publishes. Pure |
 //! | [`proxy`] | bytes from one side to the other |
 //! | [`health`] | checks of backends |
@@ -41,6 +41,8 @@ pub struct Edge {
     pub(super) ports: Mutex<ports::Ports>,
     /// Checks of backends.
     pub(super) health: Mutex<health::Checks>,
+    /// Backends' endpoints that wait to be detached.
+    pub(super) idle: Mutex<mesh::Idle>,
     /// Legs that stand in the kernel.
     pub(super) legs: Mutex<egress::Given>,
 }
@@ -89,15 +91,20 @@ async fn settle(agent: &Agent, look: Look) {
     if agent.inner.tasks.stopping() {
         return;
     }
-    if ports::release(agent).await {
-        rules::settle_node(agent).await;
-    }
+    let_go(agent).await;
     egress::settle(agent, look).await;
     mesh::settle(agent, look).await;
     health::settle(agent).await;
     ports::settle(agent).await;
     rules::settle(agent, look).await;
     ports::lead(agent).await;
+}
+
+/// Takes ports that are published no more out of the node's rules: before what they lead to goes.
+async fn let_go(agent: &Agent) {
+    if ports::release(agent).await {
+        rules::settle_node(agent).await;
+    }
 }
 
 /// Takes everything at the edge away, with nobody else at work.
