@@ -59,6 +59,8 @@ pub struct NodeWay {
 pub struct NodePort {
     /// Where it answers.
     pub port: PublishedPort,
+    /// The interface that callers come in by; any when absent.
+    pub from: Option<String>,
     /// Where connections are led to: an address per family, and the port there.
     pub to: (Vec<IpAddr>, u16),
 }
@@ -320,9 +322,11 @@ fn published(text: &mut String, port: &NodePort) {
             IpAddr::V4(to) => format!("{to}:{}", port.to.1),
             IpAddr::V6(to) => format!("[{to}]:{}", port.to.1),
         };
+        let from = port.from.as_ref();
+        let from = from.map_or_else(String::new, |from| format!("iifname \"{from}\" "));
         line(
             text,
-            format_args!("  {place} {protocol} dport {published} dnat {family} to {to}"),
+            format_args!("  {from}{place} {protocol} dport {published} dnat {family} to {to}"),
         );
     }
 }

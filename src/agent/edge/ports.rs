@@ -1,19 +1,26 @@
-//! Published ports on this node: kept from other programs, served on loopback, and led on by the node's rules.
+//! Published ports on this node: kept from other programs, led on by the node's rules, and served to callers on the node.
 //!
 //! Each port is bound by a socket, so that no program takes it unawares and one that has it is noticed. Nothing listens on
-//! that socket: the rules lead connections on before, and while there are none, clients are refused. What comes over
-//! loopback no rule can lead on without opening loopback to neighbours (CVE-2020-8558); a second socket, on that
-//! interface alone, listens for it while somebody answers, and it is proxied.
+//! that socket: the rules lead connections on before, and while there are none, clients are refused. Two kinds of callers
+//! are led on by no rule, but by a program that listens on their interface alone while somebody answers:
+//!
+//! - over loopback, since that would open loopback to neighbours (CVE-2020-8558);
+//! - workloads of this node that call a port in host mode. Both are behind the gateway bridge, whose legs do not reach each
+//!   other, and a kernel with br_netfilter bridges what is led from one to the other (`br_nf_pre_routing_finish`).
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use futures_util::FutureExt;
+use futures_util::future::select_all;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::plan::{host_ports, mesh_ports, mesh_rules, workloads};
+use super::state::Gateway;
 use super::{egress, mesh, own, proxy};
 use crate::agent::config::Settings;
 use crate::agent::error::{ApiError, ErrorCode};
@@ -21,12 +28,61 @@ use crate::agent::handle::Agent;
 use crate::model::service::{Protocol, PublishedPort};
 use crate::services::balance::Target;
 use crate::services::rules::{NodePort, handed_over};
+use crate::sys::link;
 use crate::sys::netns::Netns;
 
 /// A port of the node: address, number, protocol.
 type Key = (Option<IpAddr>, u16, Protocol);
-/// Where connections are led.
-pub(super) type Way = Option<SocketAddr>;
+
+/// Where callers on this node are led that no rule leads on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) to: SocketAddr,
+    /// How they come in; at least one.
+    pub(super) doors: Vec<Door>,
+}
+
+/// An interface that callers on this node come in by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Door {
+    name: String,
+    /// Tells it from an earlier one of that name.
+    index: u32,
+    /// Who is behind it.
+    subnets: Vec<IpNetwork>,
+}
+
+impl Way {
+    /// Where a caller is led, if it comes in by one of the doors.
+    pub(super) fn of(&self, caller: IpAddr) -> Option<SocketAddr> {
+        let caller = caller.to_canonical();
+        let mut subnets = self.doors.iter().flat_map(|door| &door.subnets);
+        subnets
+            .any(|subnet| subnet.contains(caller))
+            .then_some(self.to)
+    }
+}
+
+impl Door {
+    pub(super) fn loopback() -> Door {
+        let v4 = Ipv4Network::new([127, 0, 0, 0].into(), 8).ok();
+        let v6 = IpNetwork::from(IpAddr::from(Ipv6Addr::LOCALHOST));
+        Door {
+            name: "lo".into(),
+            index: 1,
+            subnets: v4.map(IpNetwork::V4).into_iter().chain([v6]).collect(),
+        }
+    }
+
+    /// The gateway bridge, while there is one.
+    fn gateway(gateway: &Gateway) -> Option<Door> {
+        Some(Door {
+            name: gateway.bridge.clone(),
+            index: link::index_of(&gateway.bridge).ok()?,
+            subnets: gateway.addresses.clone(),
+        })
+    }
+}
 
 /// The ports this node holds.
 #[derive(Debug, Default)]
@@ -38,7 +94,7 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Held {
-    way: watch::Sender<Way>,
+    way: watch::Sender<Option<Way>>,
     task: JoinHandle<()>,
 }
 
@@ -60,12 +116,12 @@ impl Ports {
         }
     }
 
-    /// Keeps of the ports those that are wanted, and leads nobody over loopback to where it is no longer answered. Tells
-    /// whether any went.
+    /// Keeps of the ports those that are wanted, and leads no caller on the node to where nobody answers any more.
+    /// Tells whether any went.
     fn release(&mut self, wanted: &[Wanted]) -> bool {
-        let ways: BTreeMap<Key, Way> = wanted
+        let ways: BTreeMap<Key, Option<Way>> = wanted
             .iter()
-            .map(|one| (key(&one.port), way_on_loopback(one)))
+            .map(|one| (key(&one.port), way_on_node(one)))
             .collect();
         let before = self.held.len();
         self.held.retain(|key, held| {
@@ -73,7 +129,9 @@ impl Ports {
             match way {
                 Some(way) => drop(held.way.send_if_modified(|now| {
                     let stale = now.is_some() && now != way;
-                    *now = now.filter(|_| !stale);
+                    if stale {
+                        *now = None;
+                    }
                     stale
                 })),
                 None => held.task.abort(),
@@ -99,6 +157,8 @@ struct Wanted {
     to: (Vec<IpAddr>, u16),
     /// Whether there is somebody to lead connections to.
     answers: bool,
+    /// In host mode, how workloads of this node come in.
+    workloads: Option<Door>,
 }
 
 /// Lets go of ports that are published no more. Tells whether there were any: the node's rules lead them on still, and
@@ -140,15 +200,18 @@ pub(super) async fn settle(agent: &Agent) {
     settle_proxies(agent, &mut ports).await;
 }
 
-/// Leads what comes over loopback to where it is answered, with the rules standing that lead it on from there.
+/// Leads callers on the node to where they are answered, with the rules standing that lead them on from there.
 pub(super) async fn lead(agent: &Agent) {
     let (wanted, _) = wanted(agent);
     let ports = agent.inner.edge.ports.lock().await;
     for one in wanted {
         if let Some(held) = ports.held.get(&key(&one.port)) {
-            let way = way_on_loopback(&one);
-            held.way
-                .send_if_modified(|now| std::mem::replace(now, way) != way);
+            let way = way_on_node(&one);
+            held.way.send_if_modified(|now| {
+                let differs = *now != way;
+                *now = way;
+                differs
+            });
         }
     }
 }
@@ -224,8 +287,10 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
             port: (*port).clone(),
             to: (mesh_leg.clone(), rule.handed),
             answers: rule.targets.iter().any(|target| target.share > 0),
+            workloads: None,
         })
         .collect();
+    let gateway = live.node.edge.gateway.as_ref().and_then(Door::gateway);
     drop(live);
     for (service, port, inode) in hosts {
         let target = port.target;
@@ -234,6 +299,7 @@ fn wanted(agent: &Agent) -> (Vec<Wanted>, Vec<u16>) {
             port,
             to: (egress::leg_addresses(agent, inode), target),
             answers: true,
+            workloads: gateway.clone(),
         });
     }
     (wanted, handed)
@@ -245,28 +311,51 @@ pub(super) async fn led_by_node(agent: &Agent) -> Led {
     let held = agent.inner.edge.ports.lock().await;
     let ports = wanted
         .into_iter()
-        .filter(|one| held.held.contains_key(&key(&one.port)) && !one.to.0.is_empty())
-        .map(|one| NodePort {
-            port: one.port,
-            to: one.to,
-        });
+        .filter(|one| held.held.contains_key(&key(&one.port)) && !one.to.0.is_empty());
     Led {
-        ports: ports.collect(),
+        ports: ports.flat_map(led).collect(),
         handed,
     }
 }
 
-/// Where the proxy leads what comes over loopback, if it comes there at all and somebody answers.
-fn way_on_loopback(wanted: &Wanted) -> Way {
+/// The rules for one port; the first that fits leads.
+fn led(wanted: Wanted) -> impl Iterator<Item = NodePort> {
+    let port = &wanted.port;
+    // To the program that serves them. With an address of its own the port is where they call it.
+    let own = |door: &Door| match port.bind {
+        Some(bind) => vec![bind],
+        None => door.subnets.iter().map(IpNetwork::ip).collect(),
+    };
+    let from_workloads = wanted.workloads.as_ref().map(|door| NodePort {
+        port: port.clone(),
+        from: Some(door.name.clone()),
+        to: (own(door), port.published),
+    });
+    let from_elsewhere = NodePort {
+        port: wanted.port,
+        from: None,
+        to: wanted.to,
+    };
+    from_workloads.into_iter().chain([from_elsewhere])
+}
+
+/// Where callers on this node are led, if somebody answers.
+fn way_on_node(wanted: &Wanted) -> Option<Way> {
     let bind = wanted.port.bind;
-    if !wanted.answers || bind.is_some_and(|bind| !bind.is_loopback()) {
+    let over_loopback = bind.is_none_or(|bind| bind.is_loopback());
+    let from_workloads = bind.is_none_or(|bind| !bind.is_loopback());
+    let workloads = wanted.workloads.clone().filter(|_| from_workloads);
+    let loopback = over_loopback.then(Door::loopback);
+    let doors: Vec<Door> = loopback.into_iter().chain(workloads).collect();
+    if !wanted.answers || doors.is_empty() {
         return None;
     }
     let (addresses, port) = &wanted.to;
     let v6 = bind.is_some_and(|bind| bind.is_ipv6());
     let of_family = addresses.iter().find(|ip| ip.is_ipv6() == v6);
     let ip = of_family.or_else(|| addresses.first())?;
-    Some(SocketAddr::new(*ip, *port))
+    let to = SocketAddr::new(*ip, *port);
+    Some(Way { to, doors })
 }
 
 async fn hold(port: &PublishedPort) -> io::Result<Held> {
@@ -278,7 +367,7 @@ async fn hold(port: &PublishedPort) -> io::Result<Held> {
         }
         Protocol::Udp => {
             let socket = bound(port, UdpSocket::bind).await?;
-            tokio::spawn(proxy::relay_loopback(socket, receiver))
+            tokio::spawn(proxy::relay(socket, receiver))
         }
     };
     Ok(Held { way: sender, task })
@@ -300,16 +389,30 @@ impl Kept {
         let socket = reusing(place)?;
         socket.bind(place)?;
         let kept = Kept { place, socket };
-        // The kernel notes with the port that all who have it would share it, until one of them has listened
-        // (`inet_csk_update_fastreuse`).
-        drop(kept.listen()?);
+        kept.end_sharing()?;
         Ok(kept)
     }
 
-    /// A listener for what comes over loopback.
-    fn listen(&self) -> io::Result<TcpListener> {
+    /// The kernel notes with the port that all who have it would share it, until one of them has listened
+    /// (`inet_csk_update_fastreuse`): one does for a moment, where nobody calls.
+    fn end_sharing(&self) -> io::Result<()> {
+        let aside = SocketAddr::from(([127, 255, 255, 254], self.place.port()));
+        let listened = reusing(aside).and_then(|socket| {
+            socket.bind(aside)?;
+            socket.listen(1).map(drop)
+        });
+        self.socket.set_reuseaddr(false)?;
+        match listened {
+            // A namespace whose `lo` is down has no such address.
+            Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// A listener for what comes in by this interface.
+    fn listen(&self, interface: &str) -> io::Result<TcpListener> {
         let socket = reusing(self.place)?;
-        socket.bind_device(Some(b"lo"))?;
+        socket.bind_device(Some(interface.as_bytes()))?;
         self.socket.set_reuseaddr(true)?;
         let listener = socket
             .bind(self.place)
@@ -318,20 +421,31 @@ impl Kept {
         listener
     }
 
-    /// Keeps the port, and serves it over loopback whenever there is a way; without one clients are refused.
-    async fn serve(self, mut way: watch::Receiver<Way>) {
+    /// Keeps the port, and serves callers on the node whenever there is a way; without one they are refused.
+    async fn serve(self, mut way: watch::Receiver<Option<Way>>) {
         let mut until = way.clone();
-        while way.wait_for(Option::is_some).await.is_ok() {
-            let listener = match self.listen() {
-                Ok(listener) => listener,
+        loop {
+            let Ok(now) = way.wait_for(Option::is_some).await.map(|way| way.clone()) else {
+                return;
+            };
+            let Some(Way { to, doors }) = &now else {
+                continue;
+            };
+            let listeners = doors.iter().map(|door| self.listen(&door.name));
+            let listeners: io::Result<Vec<TcpListener>> = listeners.collect();
+            let listeners = match listeners {
+                Ok(listeners) => listeners,
                 Err(error) => {
-                    tracing::warn!(place = %self.place, %error, "a published port is not served on loopback");
+                    tracing::warn!(place = %self.place, %error, "a published port is not served on its node");
                     return;
                 }
             };
+            let served = listeners
+                .into_iter()
+                .map(|one| proxy::serve(one, *to).boxed());
             tokio::select! {
-                () = proxy::serve_loopback(listener, way.clone()) => return,
-                _gone = until.wait_for(Option::is_none) => {}
+                _ended = select_all(served) => return,
+                _changed = until.wait_for(|later| *later != now) => {}
             }
         }
     }
@@ -428,7 +542,7 @@ async fn settle_proxies(agent: &Agent, ports: &mut Ports) {
     }
 }
 
-/// Connections over loopback that wait to be taken in.
+/// Connections from callers on the node that wait to be taken in.
 const BACKLOG: u32 = 1024;
 
 #[cfg(test)]
@@ -473,7 +587,7 @@ mod tests {
         let (kept, port) = kept();
         assert_kept(port);
         for _ in 0..2 {
-            let listener = kept.listen().unwrap();
+            let listener = kept.listen("lo").unwrap();
             assert_kept(port);
             drop(listener);
             assert_kept(port);
@@ -500,7 +614,8 @@ mod tests {
         };
         for _ in 0..2 {
             assert!(refused());
-            way.send(Some(to)).unwrap();
+            let doors = vec![Door::loopback()];
+            way.send(Some(Way { to, doors })).unwrap();
             while refused() {
                 tokio::task::yield_now().await;
             }
@@ -512,5 +627,65 @@ mod tests {
         }
         drop(way);
         task.await.unwrap();
+    }
+
+    fn in_host_mode(bind: Option<&str>) -> Wanted {
+        let gateway = Door {
+            name: "gateway".into(),
+            index: 7,
+            subnets: vec!["172.18.0.1/16".parse().unwrap()],
+        };
+        let port = PublishedPort {
+            bind: bind.map(|bind| bind.parse().unwrap()),
+            published: 8080,
+            target: 80,
+            protocol: Protocol::Tcp,
+            mode: crate::model::service::PublishMode::Host,
+            proxy_protocol: false,
+        };
+        Wanted {
+            service: "web".into(),
+            port,
+            to: (vec!["172.18.0.3".parse().unwrap()], 80),
+            answers: true,
+            workloads: Some(gateway),
+        }
+    }
+
+    #[test]
+    fn in_host_mode_workloads_of_the_node_come_in_by_a_door_of_their_own() {
+        for (bind, doors, to) in [
+            (None, &["lo", "gateway"][..], "172.18.0.1"),
+            (Some("192.0.2.1"), &["gateway"], "192.0.2.1"),
+            (Some("127.0.0.1"), &["lo"], "127.0.0.1"),
+        ] {
+            let way = way_on_node(&in_host_mode(bind)).unwrap();
+            let names: Vec<&str> = way.doors.iter().map(|door| door.name.as_str()).collect();
+            assert_eq!(names, doors, "{bind:?}");
+            assert_eq!(way.to.to_string(), "172.18.0.3:80");
+            let led: Vec<NodePort> = led(in_host_mode(bind)).collect();
+            assert_eq!(led[0].from.as_deref(), Some("gateway"));
+            assert_eq!(led[0].to, (vec![to.parse().unwrap()], 8080));
+            assert_eq!(led[1].from, None);
+        }
+        let nobody = Wanted {
+            answers: false,
+            ..in_host_mode(None)
+        };
+        assert_eq!(way_on_node(&nobody), None);
+    }
+
+    #[test]
+    fn only_who_is_behind_a_door_is_led_on() {
+        let way = way_on_node(&in_host_mode(None)).unwrap();
+        for (caller, led) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:172.18.0.9", true),
+            ("172.19.0.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(way.of(caller.parse().unwrap()).is_some(), led, "{caller}");
+        }
     }
 }
