@@ -1116,32 +1116,18 @@ fn packets(ns: &str, dev: &str, which: &str) -> u64 {
 
 fn flood(hosts: &Hosts, from: &str, lose_uplink: bool) {
     let (net1, net2) = (&hosts.host(1).net, &hosts.host(2).net);
-    let links = || {
-        (
-            packets(net1, "up1", "rx_packets"),
-            packets(net2, "up1", "tx_packets"),
-        )
-    };
-    let read = || ((counters(hosts, 1), counters(hosts, 2)), links());
-    // A frame under way (a neighbour probe, the last ping) would stand in one of the two and not in the other.
-    let seen = |now: &((CounterSnapshot, CounterSnapshot), (u64, u64))| {
-        let ((one, two), links) = now;
-        (
-            one.encap_frames,
-            two.decap_datagrams,
-            two.deliveries,
-            *links,
-        )
-    };
-    let mut quiet = read();
+    let came = || packets(net1, "up1", "rx_packets");
+    let links = || (came(), packets(net2, "up1", "tx_packets"));
+    // A frame under way would stand in one reading and not in the other.
+    let (mut before, mut links_before) = ((counters(hosts, 1), counters(hosts, 2)), links());
     for _ in 0..50 {
         std::thread::sleep(Duration::from_millis(100));
-        let now = read();
-        if seen(&std::mem::replace(&mut quiet, now)) == seen(&quiet) {
+        let seen = (links_before, before.0.encap_frames, before.1.deliveries);
+        (before, links_before) = ((counters(hosts, 1), counters(hosts, 2)), links());
+        if seen == (links_before, before.0.encap_frames, before.1.deliveries) {
             break;
         }
     }
-    let (before, links_before) = quiet;
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {

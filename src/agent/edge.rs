@@ -9,7 +9,8 @@
 //! | [`rules`] | rules of every namespace, watched; flows to backends that are gone |
 //! | [`counts`] | connections and bytes of services, as the rules count them |
 //! | [`news`] | what has changed of services and backends, told as events |
-//! | [`ports`] | published ports kept from other programs, and served on loopback |
+//! | [`ports`] | published ports kept from other programs, and served to callers on the node |
+//! | [`own`] | ports that weft itself needs, and nobody publishes. Pure |
 //! | [`proxy`] | bytes from one side to the other |
 //! | [`health`] | checks of backends |
 //!
@@ -28,6 +29,7 @@ pub mod egress;
 pub mod health;
 pub mod mesh;
 pub mod news;
+pub mod own;
 pub mod plan;
 pub mod ports;
 pub mod proxy;
@@ -47,6 +49,8 @@ pub struct Edge {
     pub(super) counts: counts::Counts,
     /// Services and backends as last seen.
     pub(super) seen: Mutex<news::Seen>,
+    /// Backends' endpoints that wait to be detached.
+    pub(super) idle: Mutex<mesh::Idle>,
     /// Legs that stand in the kernel.
     pub(super) legs: Mutex<egress::Given>,
 }
@@ -96,11 +100,20 @@ async fn settle(agent: &Agent, look: Look) {
         return;
     }
     news::settle(agent).await;
+    let_go(agent).await;
     egress::settle(agent, look).await;
     mesh::settle(agent, look).await;
     health::settle(agent).await;
     ports::settle(agent).await;
     rules::settle(agent, look).await;
+    ports::lead(agent).await;
+}
+
+/// Takes ports that are published no more out of the node's rules: before what they lead to goes.
+async fn let_go(agent: &Agent) {
+    if ports::release(agent).await {
+        rules::settle_node(agent).await;
+    }
 }
 
 /// Takes everything at the edge away, with nobody else at work.

@@ -130,7 +130,7 @@ codes! {
     NetworkInUse = "network_in_use", 409, ERROR;
     /// One of the networks every node has; it cannot be changed.
     BuiltinNetwork = "builtin_network", 403, ERROR;
-    /// The published port belongs to another service.
+    /// The published port belongs to another service, or to weft itself.
     PortTaken = "port_taken", 409, ERROR;
     /// The endpoint is another node's.
     EndpointElsewhere = "endpoint_elsewhere", 409, ERROR;

@@ -66,6 +66,8 @@ pub struct NodeWay {
 pub struct NodePort {
     /// Where it answers.
     pub port: PublishedPort,
+    /// The interface that callers come in by; any when absent.
+    pub from: Option<String>,
     /// Where connections are led to: an address per family, and the port there.
     pub to: (Vec<IpAddr>, u16),
     /// What its traffic is counted as; nothing where that is done further on.
@@ -400,7 +402,8 @@ pub fn node(gateway: &Gateway, ports: &[NodePort]) -> String {
 fn host_bytes(text: &mut String, bridge: &str, ports: &[NodePort]) {
     let mut anywhere: BTreeMap<(Protocol, u16), &Counted> = BTreeMap::new();
     for port in ports {
-        let Some(counted) = &port.counted else {
+        // What callers of the node's own bridge send ends at a program.
+        let Some(counted) = port.counted.as_ref().filter(|_| port.from.is_none()) else {
             continue;
         };
         let PublishedPort {
@@ -455,9 +458,13 @@ fn published(text: &mut String, port: &NodePort) {
             IpAddr::V4(to) => format!("{to}:{}", port.to.1),
             IpAddr::V6(to) => format!("[{to}]:{}", port.to.1),
         };
+        let from = port.from.as_ref();
+        let from = from.map_or_else(String::new, |from| format!("iifname \"{from}\" "));
         line(
             text,
-            format_args!("  {place} {protocol} dport {published} {begun}dnat {family} to {to}"),
+            format_args!(
+                "  {from}{place} {protocol} dport {published} {begun}dnat {family} to {to}"
+            ),
         );
     }
 }

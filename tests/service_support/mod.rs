@@ -96,6 +96,36 @@ impl Field {
     }
 }
 
+/// The backends the lab comes with.
+pub fn backends(field: &Field) -> Vec<String> {
+    field
+        .lab
+        .plan()
+        .workloads
+        .iter()
+        .map(|w| w.name.clone())
+        .collect()
+}
+
+/// Publishes `my-web` on port 8080, over TCP and UDP.
+pub fn publish_my_web(field: &Field) {
+    field.done(
+        "n1",
+        &[
+            "service",
+            "create",
+            "--name",
+            "my-web",
+            "--network",
+            "my-network",
+            "--publish",
+            "8080:80",
+            "--publish",
+            "8080:80/udp",
+        ],
+    );
+}
+
 /// A namespace on the underlay that is no node.
 pub fn outsider(lab: &Lab, name: &str, v4: &str, v6: &str) -> Netns {
     let netns = format!("weft-{}-{name}", lab.name());

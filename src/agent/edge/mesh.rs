@@ -1,6 +1,8 @@
 //! The ingress mesh on this node: the namespace that takes connections in, and backends' endpoints on the ingress network.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::Look;
 use super::plan::{mesh_ports, workloads};
@@ -63,6 +65,8 @@ async fn close(agent: &Agent, ingress: &Network) -> Result<(), ApiError> {
     let Some(leg) = own_leg(agent, ingress) else {
         return Ok(());
     };
+    // The last service may have gone a moment ago.
+    super::let_go(agent).await;
     agent.detach_on(&ingress.id, &leg.id).await?;
     agent.plumbing().edge().sandbox_down(&sandbox(agent)).await
 }
@@ -80,6 +84,30 @@ enum Step {
     Attach(AttachRequest, Backing),
     Alter(String, AttachRequest, Backing),
     Detach(String),
+    /// Its service is published no more, and not all nodes may know: who is led there yet is to be answered.
+    DetachLater(String),
+}
+
+/// Endpoints on the ingress network that wait to be detached, and since when.
+#[derive(Debug, Default)]
+pub struct Idle {
+    since: BTreeMap<String, Instant>,
+}
+
+impl Idle {
+    /// Takes out the steps whose time has not come.
+    fn wait(&mut self, steps: Vec<(String, Step)>, now: Instant) -> Vec<(String, Step)> {
+        let before = std::mem::take(&mut self.since);
+        let due = |(_, step): &(String, Step)| {
+            let Step::DetachLater(id) = step else {
+                return true;
+            };
+            let since = before.get(id).copied().unwrap_or(now);
+            self.since.insert(id.clone(), since);
+            now.duration_since(since) >= IDLE
+        };
+        steps.into_iter().filter(due).collect()
+    }
 }
 
 async fn settle_backends(agent: &Agent, ingress: &Network) {
@@ -113,7 +141,10 @@ async fn settle_backends(agent: &Agent, ingress: &Network) {
                     Step::Alter(there.id.clone(), wish, backing)
                 }
                 (None, Some(there)) if !there.mac.is_ingress_leg() => {
-                    Step::Detach(there.id.clone())
+                    match workload.endpoints[..] {
+                        [] => Step::Detach(there.id.clone()),
+                        _ => Step::DetachLater(there.id.clone()),
+                    }
                 }
                 (None, _) => return None,
             };
@@ -121,6 +152,13 @@ async fn settle_backends(agent: &Agent, ingress: &Network) {
         });
         steps.collect()
     };
+    let steps = agent
+        .inner
+        .edge
+        .idle
+        .lock()
+        .await
+        .wait(steps, Instant::now());
     for (target, step) in steps {
         let key = format!("ingress of workload {target}");
         let done = match step {
@@ -133,7 +171,9 @@ async fn settle_backends(agent: &Agent, ingress: &Network) {
                 };
                 agent.alter_endpoint(&id, alter).await
             }
-            Step::Detach(id) => agent.detach_on(&ingress.id, &id).await.map(drop),
+            Step::Detach(id) | Step::DetachLater(id) => {
+                agent.detach_on(&ingress.id, &id).await.map(drop)
+            }
         };
         match done {
             Ok(()) => agent.well_again(&key),
@@ -156,4 +196,32 @@ async fn attach(
     agent
         .alter_endpoint(&attached.id, move |endpoint| endpoint.backing = backing)
         .await
+}
+
+/// More than other nodes need to hear of a service's end.
+const IDLE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_may_call_yet_is_detached_when_they_know() {
+        let begun = Instant::now();
+        let mut idle = Idle::default();
+        let mut waits = |quarters: u32, steps: Vec<(String, Step)>| {
+            idle.wait(steps, begun + IDLE * quarters / 4).len()
+        };
+        let steps = || {
+            let now = ("a".to_owned(), Step::Detach("1".into()));
+            vec![now, ("b".to_owned(), Step::DetachLater("2".into()))]
+        };
+        assert_eq!(waits(0, steps()), 1);
+        assert_eq!(waits(3, steps()), 1);
+        // Published again in between: it begins anew.
+        assert_eq!(waits(3, vec![]), 0);
+        assert_eq!(waits(5, steps()), 1);
+        assert_eq!(waits(8, steps()), 1);
+        assert_eq!(waits(9, steps()), 2);
+    }
 }

@@ -306,9 +306,10 @@ pub fn mesh_rules(node: &NodeState, handed: &[u16]) -> Vec<MeshPort> {
                 protocol: port.protocol,
                 handed: *handed,
                 balance: service.balance,
+                // With nobody to lead connections to, no program takes them in: they are refused.
+                proxied: port.proxy_protocol && all.iter().any(|target| target.share > 0),
                 targets: all,
                 target: port.target,
-                proxied: port.proxy_protocol,
                 counted: Counted::new(&service.id, Path::Ingress),
             }
         })

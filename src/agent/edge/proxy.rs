@@ -1,4 +1,5 @@
-//! Bytes from one side to the other, where rules alone do not do: loopback, and connections that begin with a header.
+//! Bytes from one side to the other, where rules alone do not do: callers on the node itself, and connections that begin
+//! with a header.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,15 +17,12 @@ use super::ports::Way;
 use crate::services::balance::Target;
 use crate::sys::netns::Netns;
 
-/// Serves a published TCP port to programs of this node that call it over loopback.
-pub(super) async fn serve_loopback(listener: TcpListener, way: watch::Receiver<Way>) {
+/// Serves a published TCP port to callers on this node: `listener` hears nobody else.
+pub(super) async fn serve(listener: TcpListener, to: SocketAddr) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Some((mut client, peer)) = accept(&listener).await else {
+        let Some((mut client, _)) = accept(&listener).await else {
             return;
-        };
-        let (Some(to), true) = (*way.borrow(), peer.ip().to_canonical().is_loopback()) else {
-            continue;
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
@@ -59,9 +57,8 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     }
 }
 
-/// Serves a published UDP port to programs of this node that call it over loopback: one socket per client, for as long as
-/// datagrams pass.
-pub(super) async fn relay_loopback(socket: UdpSocket, way: watch::Receiver<Way>) {
+/// Serves a published UDP port to callers on this node: one socket per client, for as long as datagrams pass.
+pub(super) async fn relay(socket: UdpSocket, way: watch::Receiver<Option<Way>>) {
     let socket = Arc::new(socket);
     let mut clients: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
     let mut room = vec![0; 65_535];
@@ -72,7 +69,8 @@ pub(super) async fn relay_loopback(socket: UdpSocket, way: watch::Receiver<Way>)
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(_) => return,
         };
-        let (Some(to), true) = (*way.borrow(), peer.ip().to_canonical().is_loopback()) else {
+        let to = way.borrow().as_ref().and_then(|way| way.of(peer.ip()));
+        let Some(to) = to else {
             continue;
         };
         clients.retain(|_, client| !client.is_closed());
@@ -232,6 +230,7 @@ const DATAGRAM_IDLE: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
 mod tests {
+    use super::super::ports::Door;
     use super::*;
 
     #[test]
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn loopback_is_served_and_others_are_not() {
+    async fn who_calls_is_led_on() {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = server.local_addr().unwrap();
         tokio::spawn(async move {
@@ -290,23 +289,17 @@ mod tests {
                 client.write_all(b"hello").await.unwrap();
             }
         });
-        let (way, receiver) = watch::channel(Some(to));
         let port = TcpListener::bind("[::]:0").await.unwrap();
         let address = port.local_addr().unwrap();
-        tokio::spawn(serve_loopback(port, receiver));
-        let read = async || {
-            let mut client = TcpStream::connect(("127.0.0.1", address.port()))
-                .await
-                .unwrap();
-            let mut text = String::new();
-            tokio::io::AsyncReadExt::read_to_string(&mut client, &mut text)
-                .await
-                .unwrap();
-            text
-        };
-        assert_eq!(read().await, "hello");
-        way.send(None).unwrap();
-        assert_eq!(read().await, "", "nobody to lead it to");
+        tokio::spawn(serve(port, to));
+        let mut client = TcpStream::connect(("127.0.0.1", address.port()))
+            .await
+            .unwrap();
+        let mut text = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut client, &mut text)
+            .await
+            .unwrap();
+        assert_eq!(text, "hello");
     }
 
     #[tokio::test]
@@ -320,10 +313,11 @@ mod tests {
                 server.send_to(&room[..len], peer).await.unwrap();
             }
         });
-        let (_way, receiver) = watch::channel(Some(to));
+        let doors = vec![Door::loopback()];
+        let (way, receiver) = watch::channel(Some(Way { to, doors }));
         let port = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = port.local_addr().unwrap();
-        tokio::spawn(relay_loopback(port, receiver));
+        tokio::spawn(relay(port, receiver));
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         client.connect(address).await.unwrap();
         for text in ["one", "two"] {
@@ -335,5 +329,11 @@ mod tests {
                 .unwrap();
             assert_eq!(&room[..len], text.as_bytes());
         }
+        // Whoever comes in by no door gets no answer.
+        way.send(Some(Way { to, doors: vec![] })).unwrap();
+        client.send(b"three").await.unwrap();
+        let mut room = [0; 100];
+        let late = timeout(Duration::from_millis(100), client.recv(&mut room));
+        late.await.unwrap_err();
     }
 }

@@ -148,16 +148,25 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
     counts.retain(|service| known.contains(service));
 }
 
-/// As [`settle`], for one workload.
+/// As [`settle`], for the node and one workload.
 pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
+    settle_some(agent, |place| match place {
+        Place::Node => true,
+        Place::Workload(workload) => workload.netns_inode == netns_inode,
+    })
+    .await;
+}
+
+/// As [`settle`], for the node alone.
+pub(super) async fn settle_node(agent: &Agent) {
+    settle_some(agent, |place| *place == Place::Node).await;
+}
+
+async fn settle_some(agent: &Agent, meant: impl Fn(&Place) -> bool) {
     let wanted = wanted(agent).await;
     let mut applied = agent.inner.edge.applied.lock().await;
     for (place, wanted) in wanted {
-        let this = match &place {
-            Place::Node => true,
-            Place::Workload(workload) => workload.netns_inode == netns_inode,
-        };
-        if this {
+        if meant(&place) {
             let done = put(agent, &mut applied, &place, wanted, Look::Changes).await;
             report(agent, &place, done);
         }

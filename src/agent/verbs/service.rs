@@ -9,6 +9,7 @@ use crate::agent::api::{
     ServiceStatus, ServiceTraffic, ServiceView, Traffic, UnseenNetwork, UpdateService,
 };
 use crate::agent::cluster::{Cluster, ECHO_LIMIT, odd_answer};
+use crate::agent::edge::own;
 use crate::agent::endpoint::Endpoint;
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::{Agent, Live};
@@ -36,6 +37,7 @@ impl Agent {
     /// # Errors
     /// `no_cluster`, `no_quorum`, and the codes of the rules of services.
     pub async fn create_service(&self, wish: CreateService) -> Result<ServiceView, ApiError> {
+        own::refuse(self.settings(), &wish.ports)?;
         let command = Command::ServiceCreate {
             wish: Box::new(wish),
             id: ident::random_id(),
@@ -53,6 +55,7 @@ impl Agent {
         reference: String,
         wish: UpdateService,
     ) -> Result<ServiceView, ApiError> {
+        own::refuse(self.settings(), &wish.ports_add)?;
         let command = Command::ServiceUpdate {
             service: reference,
             wish: Box::new(wish),

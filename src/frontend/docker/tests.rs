@@ -659,7 +659,8 @@ async fn bodies_near_real_ones_are_answered_and_leave_a_node_that_works() {
         for (place, odd) in changes {
             let mut all = Vec::new();
             paths(&body, "", &mut all);
-            if let Some(place) = body.pointer_mut(place.get(&all)) {
+            let path: &String = place.get(&all);
+            if let Some(place) = body.pointer_mut(path) {
                 *place = odd;
             }
         }

@@ -172,6 +172,7 @@ fn a_node_masks_what_leaves_and_lets_nobody_in_unasked() {
 fn published_ports_are_led_on_by_family_and_bind() {
     let to = (vec![ip("172.18.0.2"), ip("fd18::2")], 8080);
     let node_port = |bind, protocol| NodePort {
+        from: None,
         port: port(bind, 8080, protocol),
         to: to.clone(),
         counted: None,
@@ -200,6 +201,14 @@ fn published_ports_are_led_on_by_family_and_bind() {
         let own = node(&gateway(), &[node_port(Some(loopback), Protocol::Tcp)]);
         assert!(!own.contains("dport"), "nobody else reaches it: {own}");
     }
+    let inside = NodePort {
+        from: Some("docker_gwbridge".into()),
+        ..node_port(None, Protocol::Tcp)
+    };
+    let inside = node(&gateway(), &[inside]);
+    check(&inside);
+    let from = "  iifname \"docker_gwbridge\" fib daddr type local ip daddr != 127.0.0.0/8 tcp dport 8080 dnat";
+    assert!(inside.contains(from), "{inside}");
     let v4_only = node(&gateway(), &[node_port(Some("0.0.0.0"), Protocol::Tcp)]);
     assert!(
         v4_only.contains("dnat ip to") && !v4_only.contains("dnat ip6"),
@@ -311,6 +320,7 @@ fn published_ports_are_counted_once_on_their_way() {
     let host = |bind, published, protocol| NodePort {
         port: port(bind, published, protocol),
         to: to.clone(),
+        from: None,
         counted: Counted::new(SERVICE, Path::Host),
     };
     let ports = [
