@@ -38,6 +38,8 @@ mod watch;
 
 pub use watch::spawn;
 
+/// How much of an error's message an engine is told, in characters.
+const MESSAGE_MAX: usize = 800;
 /// The largest body of a call in bytes; engines send a few hundred.
 const BODY_MAX: usize = 1 << 20;
 /// An answer that takes longer is an error.
@@ -131,9 +133,8 @@ async fn dispatch(agent: &Agent, call: &str, body: &[u8], scope: Scope) -> Resul
         "NetworkDriver.GetCapabilities" => Ok(capabilities(scope)),
         "NetworkDriver.AllocateNetwork" => driver::allocate_network(agent, parse(body)?).await,
         "NetworkDriver.CreateNetwork" => driver::create_network(agent, parse(body)?).await,
-        "NetworkDriver.FreeNetwork" | "NetworkDriver.DeleteNetwork" => {
-            driver::delete_network(agent, parse(body)?).await
-        }
+        "NetworkDriver.FreeNetwork" => driver::free_network(agent, parse(body)?).await,
+        "NetworkDriver.DeleteNetwork" => driver::delete_network(agent, parse(body)?).await,
         "NetworkDriver.CreateEndpoint" => driver::create_endpoint(agent, parse(body)?).await,
         "NetworkDriver.EndpointOperInfo" => driver::endpoint_info(agent, &parse(body)?),
         "NetworkDriver.DeleteEndpoint" => driver::delete_endpoint(agent, parse(body)?).await,
@@ -213,9 +214,11 @@ fn success(value: &impl Serialize) -> Response {
 fn failure(error: &ApiError) -> Response {
     let status = StatusCode::from_u16(error.code.http_status());
     let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // What came in may be quoted in it, and engines print it on one line.
+    let message: String = error.message.chars().take(MESSAGE_MAX).collect();
     let text = match error.next.is_empty() {
-        true => error.message.clone(),
-        false => format!("{}: {}", error.message, error.next),
+        true => message,
+        false => format!("{message}: {}", error.next),
     };
     let body = json!({"Err": text, "Error": text}).to_string();
     (status, [(header::CONTENT_TYPE, MEDIA_TYPE)], body).into_response()

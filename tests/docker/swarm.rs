@@ -287,11 +287,7 @@ fn each_reaches_all(bed: &Bed) {
             targets.push("my-web".to_owned());
             running.len() == bed.engines.len()
                 && running.iter().all(|(engine, task)| {
-                    let reached = |to: &String| {
-                        engine
-                            .exec(task, &format!("wget -T 2 -qO- http://{to}/"))
-                            .ok
-                    };
+                    let reached = |to: &String| engine.exec(task, &format!("ping -c1 -W2 {to}")).ok;
                     targets.iter().all(reached)
                 })
                 && bed.engines.iter().all(|engine| {

@@ -201,7 +201,10 @@ impl Engine {
         // As the unit in deploy/ runs it.
         let mut command = self.command("nice");
         command.args(["-n", "-10"]).arg(program());
-        command.args(["agent", "--reconcile-interval", "1"]);
+        command.arg("agent");
+        if !self.options.usual_pace {
+            command.args(["--reconcile-interval", "1"]);
+        }
         command.arg("--vtep").arg(self.address().to_string());
         command.args([
             "--docker-plugin",

@@ -54,6 +54,8 @@ pub struct Options {
     pub no_weft: bool,
     /// Each agent is alone.
     pub no_cluster: bool,
+    /// Agents compare with the kernel as seldom as they do by themselves, and not each second.
+    pub usual_pace: bool,
 }
 
 /// The engines and what joins them. Fields drop in order.

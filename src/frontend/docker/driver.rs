@@ -173,6 +173,12 @@ pub(super) async fn delete_network(agent: &Agent, call: NetworkGone) -> Result<V
     Ok(json!({}))
 }
 
+pub(super) async fn free_network(agent: &Agent, call: NetworkGone) -> Result<Value, ApiError> {
+    let id = checked(&call.network_id)?.to_owned();
+    agent.engine_network_freed(id).await?;
+    Ok(json!({}))
+}
+
 /// Only what came empty may be filled in: anything else is an error to the engine.
 pub(super) async fn create_endpoint(agent: &Agent, call: NewEndpoint) -> Result<Value, ApiError> {
     let interface = call.interface.unwrap_or_default();

@@ -620,8 +620,7 @@ fn oddities() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 12, 4, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::btree_map(".{0,8}", inner, 0..4)
-                .prop_map(|map| Value::from_iter(map)),
+            proptest::collection::btree_map(".{0,8}", inner, 0..4).prop_map(Value::from_iter),
         ]
     })
 }

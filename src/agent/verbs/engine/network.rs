@@ -183,6 +183,19 @@ impl Agent {
     /// # Errors
     /// `state_not_saved`.
     pub async fn engine_network_gone(&self, id: String) -> Result<(), ApiError> {
+        self.let_network_go(id, false).await
+    }
+
+    /// A swarm frees a network, maybe before its last containers have gone: it is then removed when the engine deletes
+    /// it, or is found not to know it any more.
+    ///
+    /// # Errors
+    /// As [`Agent::engine_network_gone`].
+    pub async fn engine_network_freed(&self, id: String) -> Result<(), ApiError> {
+        self.let_network_go(id, true).await
+    }
+
+    async fn let_network_go(&self, id: String, again: bool) -> Result<(), ApiError> {
         let agent = self.clone();
         let work = async move {
             let Some(known) = agent.live().node.engine.networks.remove(&id) else {
@@ -199,8 +212,12 @@ impl Agent {
                 others.any(|other| other.network == known.network)
             };
             if known.made && !shared {
-                match agent.remove_network(known.network).await {
+                match agent.remove_network(known.network.clone()).await {
                     Ok(_) => {}
+                    Err(error) if again && error.code == ErrorCode::NetworkInUse => {
+                        agent.live().node.engine.networks.insert(id, known);
+                        return agent.save().await;
+                    }
                     Err(error)
                         if matches!(
                             error.code,
