@@ -18,9 +18,12 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::endpoint::{AttachedEndpoint, BridgeRef, EndpointSpec, attach, detach, list_endpoints};
+use super::endpoint::{
+    AttachedEndpoint, BridgeRef, EndpointSpec, attach, delete_pair, detach, is_half_made,
+    list_endpoints,
+};
 use super::rule::PolicyRule;
-use super::sandbox::check_mtu;
+use super::sandbox::{check_mtu, open_network};
 use super::sysctl::{self, Scope};
 use super::undo::{Step, Undo, blocking, delete_netns};
 use super::{BridgeSpec, GatewayRoute, GsoSizes, HostError, Mark, Netlink, WorkloadRef};
@@ -254,11 +257,21 @@ pub async fn detach_leg(id: &str) -> Result<(), HostError> {
     detach(&own_netns(), id).await
 }
 
-/// The ids of all legs there are.
+/// The ids of all legs there are. What an agent had begun to make when it was killed is removed: nobody is to be at
+/// making one meanwhile.
 ///
 /// # Errors
 /// The kernel's reason.
 pub async fn list_legs() -> Result<Vec<String>, HostError> {
+    let (_netns, netlink) = open_network(&own_netns())?;
+    for link in netlink
+        .links()
+        .await?
+        .iter()
+        .filter(|link| is_half_made(link))
+    {
+        delete_pair(&netlink, link).await?;
+    }
     let legs = list_endpoints(&own_netns()).await?;
     Ok(legs.into_iter().map(|leg| leg.id).collect())
 }

@@ -16,7 +16,8 @@ use weft::lab::{Lab, LabError, LabOptions};
 
 /// The program under test.
 pub fn weft() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_weft"))
+    let other = std::env::var_os("WEFT_PROGRAM");
+    other.map_or_else(|| env!("CARGO_BIN_EXE_weft").into(), PathBuf::from)
 }
 
 /// A name no other test has, now or in another process.

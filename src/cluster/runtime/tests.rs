@@ -115,9 +115,16 @@ async fn an_endpoint_is_known_everywhere_and_goes_everywhere() {
     for node in &mut nodes {
         node.until("it goes", |n| n.shown.is_empty()).await;
     }
-    let report = nodes[1].runtime.report().await.unwrap();
-    assert_eq!(report.members.len(), 2, "{report:?}");
-    assert_eq!(report.networks["net"].takers.len(), 3);
+    // Who takes part is told by each by itself.
+    let end = tokio::time::Instant::now() + PATIENCE;
+    let report = loop {
+        let report = nodes[1].runtime.report().await.unwrap();
+        if report.members.len() == 2 && report.networks["net"].takers.len() == 3 {
+            break report;
+        }
+        assert!(tokio::time::Instant::now() < end, "{report:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
     assert!(report.runtime.messages_received > 0 && report.runtime.bytes_sent > 0);
 }
 
