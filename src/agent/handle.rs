@@ -2,8 +2,9 @@
 //!
 //! Locks, always taken in this order: the gate (async; shared by verbs on one network, held alone by a
 //! reset), a network's own lock (async, held for a whole verb; shared by engines' containers that join), the lock
-//! of its addresses' choice (async), the file lock (async, while saving), the tables' lock (short), the state mutex (short, never across an await). Who is in which cluster changes under a
-//! lock of its own that is taken before all of them. Verbs live in [`super::verbs`].
+//! of its addresses' choice (async), the file lock (async, while saving), the tables' lock (short), the state mutex
+//! (short, never across an await). Who is in which cluster changes under a lock of its own that is taken before all
+//! of them. Verbs live in [`super::verbs`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
