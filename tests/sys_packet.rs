@@ -7,8 +7,9 @@ use std::io::{ErrorKind, IoSlice};
 
 use sys_support::{Lab, ethernet, eventually, recv_frame, send_frame, udp_frame};
 use weft::sys::packet::{
-    Fanout, FanoutKind, PacketOptions, PacketSocket, Take, VNET_HEADER_LEN, VlanTag,
+    Fanout, FanoutKind, PacketOptions, PacketSocket, VNET_HEADER_LEN, VlanTag,
 };
+use weft::sys::steer::SteeredFlow;
 use weft::wire::vnet::VnetHdr;
 
 const BUF: usize = 256 * 1024;
@@ -314,73 +315,243 @@ fn a_fanout_group_shares_frames_by_flow_and_none_twice() {
     assert!(one.is_disjoint(&other), "a flow on two members");
 }
 
+/// The sockets of a steered group in the order of members: lanes of `workers` sockets.
+fn steered(lab: &Lab, dev: &str, workers: u16, bulk: &[SteeredFlow]) -> Vec<PacketSocket> {
+    let options = PacketOptions {
+        fanout: Some(Fanout {
+            group: 9,
+            kind: FanoutKind::Program,
+        }),
+        rcvbuf: 64 << 20,
+        ..PacketOptions::default()
+    };
+    let members: Vec<_> = (0..3 * workers)
+        .map(|_| lab.packet(dev, &options))
+        .collect();
+    members[0].steer(workers, bulk).unwrap();
+    members
+}
+
+const ONE: [u8; 4] = [10, 0, 1, 1];
+const OTHER: [u8; 4] = [10, 0, 1, 2];
+
+fn v4(protocol: u8, sport: u16, fragment: u16, options: usize) -> Vec<u8> {
+    let mut packet = vec![0x45 + options as u8, 0, 0, 60, 0, 0];
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(ONE);
+    packet.extend(OTHER);
+    packet.extend(vec![1; 4 * options]);
+    packet.extend(sport.to_be_bytes());
+    packet.extend([0, 9]);
+    packet.resize(60, 0);
+    in_ethernet(0x0800, &packet)
+}
+
+/// With a hop-by-hop header of so many times 8 bytes.
+fn v6(protocol: u8, sport: u16, hop_by_hop: u8) -> Vec<u8> {
+    let next = if hop_by_hop > 0 { 0 } else { protocol };
+    let mut packet = vec![0x60, 0, 0, 0, 0, 40, next, 64];
+    for host in [1, 2] {
+        packet.extend([0xfd; 15]);
+        packet.push(host);
+    }
+    if hop_by_hop > 0 {
+        packet.extend([protocol, hop_by_hop - 1]);
+        packet.extend(vec![0; usize::from(hop_by_hop) * 8 - 2]);
+    }
+    packet.extend(sport.to_be_bytes());
+    packet.extend([0, 9]);
+    packet.resize(90, 0);
+    in_ethernet(0x86dd, &packet)
+}
+
+fn in_ethernet(ethertype: u16, packet: &[u8]) -> Vec<u8> {
+    let mut frame = ethernet(packet.len());
+    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+    frame[14..].copy_from_slice(packet);
+    frame
+}
+
+fn named(v6: bool, sport: u16) -> SteeredFlow {
+    let [source, destination] = if v6 {
+        [[0xfd, 0xfd, 0xfd, 1], [0xfd, 0xfd, 0xfd, 2]]
+    } else {
+        [ONE, OTHER]
+    };
+    SteeredFlow {
+        v6,
+        source: u32::from_be_bytes(source),
+        destination: u32::from_be_bytes(destination),
+        ports: u32::from(sport) << 16 | 9,
+    }
+}
+
 #[test]
-fn each_frame_goes_to_the_socket_for_tcp_or_to_the_one_for_the_rest() {
-    let frame = |ethertype: u16, len: usize, at: usize, protocol: u8| {
-        let mut frame = ethernet(len - 14);
-        frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
-        if at < len {
-            frame[at] = protocol;
-        }
-        frame
-    };
-    // A hop-by-hop header comes first, as in TCP's super-frames beyond 64 KiB.
-    let behind_options = |len, protocol| {
-        let mut frame = frame(0x86dd, len, 54, protocol);
-        frame[20] = 0;
-        frame
-    };
-    let tcp = [
-        frame(0x0800, 60, 23, 6),
-        frame(0x0800, 24, 23, 6),
-        frame(0x86dd, 80, 20, 6),
-        behind_options(80, 6),
-        behind_options(55, 6),
+fn each_frame_goes_to_the_lane_of_its_flow() {
+    let (tcp, udp) = (6, 17);
+    let lanes = [
+        vec![
+            v4(udp, 8, 0, 0),
+            v6(udp, 8, 0),
+            // The named port is in the data of these.
+            v4(udp, 7, 0x2000, 0),
+            v4(udp, 7, 3, 0),
+            // Named as IPv4 alone, as IPv6 alone.
+            v6(udp, 5, 0),
+            v4(udp, 6, 0, 0),
+            // Other extension headers and UDP behind options of the path are not looked behind.
+            v6(60, 1, 0),
+            v6(udp, 7, 1),
+            in_ethernet(0x0806, &[6; 28]),
+            in_ethernet(0x88cc, &[6; 60]),
+            // Too short to tell.
+            v4(tcp, 1, 0, 0)[..23].to_vec(),
+            v4(udp, 7, 0, 0)[..36].to_vec(),
+            v6(tcp, 1, 0)[..30].to_vec(),
+            v6(tcp, 1, 1)[..55].to_vec(),
+        ],
+        vec![
+            v4(tcp, 1, 0, 0),
+            v4(tcp, 1, 0, 3),
+            v4(tcp, 1, 0x2000, 0),
+            v4(tcp, 1, 3, 0),
+            v6(tcp, 1, 0),
+            v6(tcp, 1, 1),
+            v6(tcp, 1, 2),
+        ],
+        vec![
+            v4(udp, 7, 0, 0),
+            v4(udp, 7, 0x4000, 0),
+            v4(udp, 7, 0, 2),
+            v6(udp, 7, 0),
+            v4(udp, 5, 0, 0),
+            v6(udp, 6, 0),
+        ],
     ];
-    let rest = [
-        frame(0x0800, 60, 23, 17),
-        frame(0x86dd, 80, 20, 17),
-        behind_options(80, 17),
-        // Other extension headers are not looked behind.
-        frame(0x86dd, 80, 20, 60),
-        frame(0x0806, 42, 23, 6),
-        // Too short to tell.
-        frame(0x0800, 23, 23, 6),
-        frame(0x86dd, 21, 20, 6),
-        behind_options(54, 6),
-        frame(0x0800, 15, 23, 6),
+    let bulk = [
+        named(false, 7),
+        named(true, 7),
+        named(false, 5),
+        named(true, 6),
     ];
-    let group = |group| {
-        Some(Fanout {
-            group,
-            kind: FanoutKind::Hash,
-        })
-    };
-    for (for_tcp, for_rest) in [(None, None), (group(1), group(2))] {
+    for workers in [1, 2, 3] {
         let lab = Lab::new(false);
         lab.veth("va", "vb");
         let sender = lab.packet("va", &PacketOptions::default());
-        let receivers =
-            [(Take::Tcp, for_tcp), (Take::AllButTcp, for_rest)].map(|(take, fanout)| {
-                let options = PacketOptions {
-                    take,
-                    fanout,
-                    ..PacketOptions::default()
-                };
-                lab.packet("vb", &options)
-            });
+        let members = steered(&lab, "vb", workers, &bulk);
         let mut buf = vec![0; BUF];
-        for (receiver, frames) in receivers.iter().zip([&tcp[..], &rest[..]]) {
-            for frame in frames {
+        // Members leave the group when the link goes down, and come back in their order.
+        lab.ip("link set vb down");
+        for socket in &members {
+            assert!(socket.recv(&mut buf).is_err());
+        }
+        lab.ip("link set vb up");
+        for (lane, frames) in lanes.iter().enumerate() {
+            let of_lane = &members[lane * usize::from(workers)..][..usize::from(workers)];
+            for (index, frame) in frames.iter().enumerate() {
                 send_frame(&sender, frame).unwrap();
-                let meta = recv_frame(receiver, &mut buf);
-                assert_eq!(&buf[VNET_HEADER_LEN..meta.len], frame, "{for_tcp:?}");
+                let meta = eventually(&format!("lane {lane}, frame {index}"), || {
+                    of_lane
+                        .iter()
+                        .find_map(|socket| socket.recv(&mut buf).unwrap())
+                });
+                assert_eq!(&buf[VNET_HEADER_LEN..meta.len], frame);
             }
         }
-        for receiver in &receivers {
-            assert!(receiver.recv(&mut buf).unwrap().is_none());
+        for socket in &members {
+            assert!(socket.recv(&mut buf).unwrap().is_none());
         }
     }
+}
+
+#[test]
+fn workers_share_the_flows_and_a_flow_keeps_its_worker_in_each_lane() {
+    const WORKERS: usize = 2;
+    let lab = Lab::new(false);
+    lab.veth("va", "vb");
+    let sender = lab.packet("va", &PacketOptions::default());
+    let members = steered(&lab, "vb", WORKERS as u16, &[]);
+    let mut buf = vec![0; BUF];
+    let mut member_of = |frame: &[u8]| {
+        send_frame(&sender, frame).unwrap();
+        eventually("the frame", || {
+            members
+                .iter()
+                .position(|socket| socket.recv(&mut buf).unwrap().is_some())
+        })
+    };
+    let (mut by_worker, mut of_ports) = ([0; WORKERS], Vec::new());
+    for port in 0..64 {
+        for frame in [
+            v4(17, port, 0, 0),
+            v4(6, port, 0, 0),
+            v6(17, port, 0),
+            v6(6, port, 1),
+        ] {
+            let member = member_of(&frame);
+            assert_eq!(member, member_of(&frame));
+            by_worker[member % WORKERS] += 1;
+        }
+        of_ports.push(member_of(&v4(17, port, 0, 0)) % WORKERS);
+    }
+    assert!(by_worker.iter().all(|count| *count > 64), "{by_worker:?}");
+    for (first, worker) in (0..).zip(of_ports).step_by(8) {
+        members[0]
+            .steer(WORKERS as u16, &[named(false, first)])
+            .unwrap();
+        assert_eq!(member_of(&v4(17, first, 0, 0)), 2 * WORKERS + worker);
+    }
+}
+
+#[test]
+fn a_program_changed_under_traffic_loses_and_repeats_nothing() {
+    const FRAMES: u32 = 30_000;
+    let lab = Lab::new(false);
+    lab.veth("va", "vb");
+    let sender = lab.packet("va", &PacketOptions::default());
+    let members = steered(&lab, "vb", 1, &[]);
+    let changes = std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            for number in 0..FRAMES {
+                let mut frame = v4(17, 7, 0, 0);
+                frame[42..46].copy_from_slice(&number.to_be_bytes());
+                send_frame(&sender, &frame).unwrap();
+            }
+        });
+        let mut changes = 0;
+        while !traffic.is_finished() {
+            let bulk = [named(false, 7)];
+            members[0].steer(1, &bulk[..changes % 2]).unwrap();
+            changes += 1;
+        }
+        changes
+    });
+    let (mut buf, mut seen) = (vec![0; BUF], HashSet::new());
+    let mut by_lane = [0; 3];
+    for (member, count) in members.iter().zip(&mut by_lane) {
+        let mut last = None;
+        while member.recv(&mut buf).unwrap().is_some() {
+            let number: [u8; 4] = buf[VNET_HEADER_LEN + 42..][..4].try_into().unwrap();
+            assert!(last < Some(number), "order within a lane");
+            last = Some(number);
+            assert!(seen.insert(number), "{number:?} twice");
+            *count += 1;
+        }
+    }
+    assert_eq!(seen.len(), FRAMES as usize, "{changes} changes");
+    assert!(
+        by_lane[0] > 0 && by_lane[2] > 0,
+        "{by_lane:?}, {changes} changes"
+    );
+}
+
+#[test]
+fn only_a_steered_group_takes_a_program() {
+    let lab = Lab::new(false);
+    let (one, other) = pair(&lab, &PacketOptions::default());
+    assert!(one.steer(1, &[]).is_err());
+    drop(other);
 }
 
 #[test]

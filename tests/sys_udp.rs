@@ -332,15 +332,15 @@ fn link_local_destinations_carry_their_scope() {
 }
 
 /// Sends one datagram from each of 64 source ports; returns which ports each member received from.
-fn spread(lab: &Lab, members: &[UdpSocket], ip: &str) -> Vec<Vec<u16>> {
+fn spread(lab: &Lab, members: &[UdpSocket], ip: &str, payload: &[u8]) -> Vec<Vec<u16>> {
     let destination = to(&members[0]);
     for port in 50_000..50_064 {
         let sender = plain(lab, &format!("{ip}:{port}"));
         sender
-            .send(&[IoSlice::new(b"x")], &destination, None, 0)
+            .send(&[IoSlice::new(payload)], &destination, None, 0)
             .unwrap();
     }
-    let mut buf = [0; 16];
+    let mut buf = [0; 256];
     let mut ports = vec![Vec::new(); members.len()];
     eventually("64 datagrams", || {
         for (member, ports) in members.iter().zip(&mut ports) {
@@ -361,7 +361,7 @@ fn sockets_that_share_a_port_share_the_flows() {
         ..UdpOptions::default()
     };
     let members = [0, 1].map(|_| bind(&lab, "127.0.0.1:4789", &options));
-    let ports = spread(&lab, &members, "127.0.0.1");
+    let ports = spread(&lab, &members, "127.0.0.1", b"x");
     assert!(
         ports.iter().all(|ports| ports.len() > 8),
         "{} and {}",
@@ -370,29 +370,59 @@ fn sockets_that_share_a_port_share_the_flows() {
     );
 }
 
+/// VXLAN with an inner frame of this EtherType, and `protocol` at this place of its packet.
+fn vxlan(ethertype: u16, at: usize, protocol: u8) -> Vec<u8> {
+    let mut datagram = vec![0; 8 + 14 + 60];
+    datagram[20..22].copy_from_slice(&ethertype.to_be_bytes());
+    datagram[22 + at] = protocol;
+    datagram
+}
+
 #[test]
-fn steering_makes_the_source_port_choose_the_socket() {
+fn steering_chooses_the_worker_by_source_port_and_the_lane_by_what_is_inside() {
     let lab = Lab::new(true);
     let options = UdpOptions {
         reuse_port: true,
         ..UdpOptions::default()
     };
+    let behind_options = |protocol| {
+        let mut datagram = vxlan(0x86dd, 40, protocol);
+        datagram[22 + 6] = 0;
+        datagram
+    };
+    let tcp = [vxlan(0x0800, 9, 6), vxlan(0x86dd, 6, 6), behind_options(6)];
+    let rest = [
+        vxlan(0x0800, 9, 17),
+        vxlan(0x86dd, 6, 17),
+        behind_options(17),
+        vxlan(0x0806, 9, 6),
+    ];
     for ip in ["127.0.0.1", "[::1]"] {
-        let members = [0, 1, 2].map(|_| bind(&lab, &format!("{ip}:4789"), &options));
-        members[0].steer_by_source_port(3).unwrap();
-        for (i, ports) in spread(&lab, &members, ip).into_iter().enumerate() {
-            assert!(
-                ports.len() >= 21 && ports.iter().all(|port| usize::from(*port) % 3 == i),
-                "{ip}"
-            );
+        for workers in [1, 3] {
+            let members: Vec<_> = (0..2 * workers)
+                .map(|_| bind(&lab, &format!("{ip}:4789"), &options))
+                .collect();
+            members[0].steer(workers).unwrap();
+            let workers = usize::from(workers);
+            for (lane, payloads) in [&rest[..], &tcp[..]].into_iter().enumerate() {
+                for payload in payloads {
+                    let ports = spread(&lab, &members, ip, payload);
+                    for (member, ports) in ports.into_iter().enumerate() {
+                        let here = member / workers == lane;
+                        assert_eq!(here, ports.len() >= 21, "{ip}, member {member}");
+                        assert!(ports.iter().all(|port| {
+                            here && usize::from(*port) % workers == member % workers
+                        }));
+                    }
+                }
+            }
+            // Too short for a frame: the first.
+            assert_eq!(spread(&lab, &members, ip, b"x")[0].len(), 64);
         }
     }
     let members = bind(&lab, "127.0.0.1:4790", &options);
-    assert!(members.steer_by_source_port(0).is_err(), "modulo zero");
-    assert!(
-        plain(&lab, "127.0.0.1:0").steer_by_source_port(2).is_err(),
-        "no group"
-    );
+    assert!(members.steer(0).is_err(), "modulo zero");
+    assert!(plain(&lab, "127.0.0.1:0").steer(2).is_err(), "no group");
 }
 
 #[test]

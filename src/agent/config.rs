@@ -21,6 +21,8 @@ pub const DEFAULT_CONFIG_FILE: &str = "/etc/weft/config.toml";
 pub const DEFAULT_SOCKET: &str = "/run/weft/weft.sock";
 /// IANA's port for VXLAN (RFC 7348 §5).
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
+/// What waits longer than this may as well be lost.
+const BULK_PAUSE_MAX_US: u16 = 10_000;
 /// More workers than this are a typing error.
 pub const WORKERS_MAX: usize = 64;
 
@@ -138,6 +140,13 @@ pub const KEYS: &[Key] = &[
         "N",
         "0",
         "dataplane threads; 0 leaves the choice to the number of cores",
+    ),
+    key(
+        "bulk_pause",
+        "bulk-pause",
+        "MICROSECONDS",
+        "500",
+        "how long a flow of more than 40,000 datagrams per second waits for more of them; 0: never",
     ),
     key(
         "uplink",
@@ -321,6 +330,8 @@ pub struct Settings {
     pub gossip_port: u16,
     /// Dataplane threads; `None` leaves the choice to the dataplane.
     pub workers: Option<usize>,
+    /// How long flows of many datagrams wait for more.
+    pub bulk_pause: Duration,
     /// Kind of uplink.
     pub uplink: Uplink,
     /// Names of offloads to switch off.
@@ -515,6 +526,7 @@ pub fn settings(merged: &Merged, hostname: &str) -> Result<Settings, Vec<ApiErro
             .unwrap_or_default(),
         gossip_port: check.parse("gossip_port", cluster_port).unwrap_or_default(),
         workers: check.parse("workers", workers).unwrap_or_default(),
+        bulk_pause: check.parse("bulk_pause", bulk_pause).unwrap_or_default(),
         uplink: check.parse("uplink", uplink).unwrap_or_default(),
         disable_offloads: check
             .optional("disable_offloads", word_list)
@@ -713,6 +725,16 @@ fn workers(text: &str) -> Result<Option<usize>, Wrong> {
         _ => Err(Wrong(
             "is not a number from 0 to 64".into(),
             "give 0 to let the number of cores decide",
+        )),
+    }
+}
+
+fn bulk_pause(text: &str) -> Result<Duration, Wrong> {
+    match text.parse::<u16>() {
+        Ok(micros) if micros <= BULK_PAUSE_MAX_US => Ok(Duration::from_micros(micros.into())),
+        _ => Err(Wrong(
+            "is not a number of microseconds from 0 to 10000".into(),
+            "give 0 to let no datagram wait",
         )),
     }
 }

@@ -92,6 +92,7 @@ counters! {
     deliveries "Write calls to the bridge; each carries up to 132 frames.",
     icmp_too_big "Packet-too-big messages sent to workloads.",
     fragmented "Workload packets without DF that were fragmented to fit the path.",
+    bulk_frames "Frames of flows of many datagrams, read in a lane of their own.",
     uplink_overflow "Frames of workloads the kernel dropped before the agent could read them.",
     underlay_overflow "Datagrams the kernel dropped before the agent could read them.",
     bursts "Rounds of the forwarding loop with work.",

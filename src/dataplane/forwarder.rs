@@ -12,18 +12,24 @@
 //! to the uplink; buffers are used in turn while a merge is open  6. flush the merger at the end of the
 //! burst.
 //!
+//! Which lane is read when is in [`lanes`].
+//!
 //! A worker owns all it touches but the tables, so there is no lock and no queue, and in the steady
 //! state no allocation (`tests/allocations.rs` counts them).
+
+mod lanes;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use crossbeam_utils::CachePadded;
 
 use super::batch::{self, Batches, GroupKey, GroupTarget, SendContext};
 use super::buffer::{Arena, RECEIVE_MAX, ReceiveBuffers};
+use super::bulk::{Detector, Pace, Phase};
 use super::bum::TokenBucket;
 use super::counters::Counters;
 use super::io::{FramePort, Lane, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, Underlay};
@@ -33,7 +39,7 @@ use super::verdict::{Answer, DecapVerdict, DropReason, EncapVerdict};
 use super::{checks, decap, encap, too_big};
 use crate::tables::fdb::Station;
 use crate::tables::{Segment, SegmentIndex, Tables, View};
-use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_UDP};
+use crate::wire::inner::{self, Inner, Kind, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use crate::wire::{Mac, VnetHdr, arp, ecn, flow, ndp, vxlan};
 
 /// Sizes of a worker's work.
@@ -52,6 +58,12 @@ pub struct WorkerConfig {
     pub encap_budget_len: usize,
     /// Most receive calls per burst.
     pub decap_budget: usize,
+    /// The same two for TCP while there is other traffic, which waits until a burst ends.
+    pub shared_encap_budget_len: usize,
+    /// See [`Self::shared_encap_budget_len`]; the burst ends with what is to be merged.
+    pub shared_decap_budget: usize,
+    /// How long flows of many datagrams wait for more; zero lets none wait.
+    pub bulk_pause: Duration,
     /// "Packet too big" messages per second and uplink.
     pub icmp_rate: u32,
     /// The same for one flow, so that a deaf one does not use up the others' share.
@@ -72,6 +84,10 @@ impl Default for WorkerConfig {
             encap_budget: 64,
             encap_budget_len: 256 << 10,
             decap_budget: 12,
+            // A large super-frame, and the receives of one.
+            shared_encap_budget_len: 64 << 10,
+            shared_decap_budget: 3,
+            bulk_pause: Duration::from_micros(500),
             icmp_rate: 100,
             icmp_flow_rate: 10,
         }
@@ -101,8 +117,14 @@ const KEPT_MAX: usize = 8 * RECEIVE_MAX;
 /// Buckets that limit "packet too big" messages by flow.
 const ICMP_FLOWS: usize = 64;
 
+/// Bulk lanes in use at once for which there is room from the start.
+const BULK_UPLINKS: usize = 16;
+
 struct Port<P> {
     io: P,
+    lane: Lane,
+    detector: Detector,
+    pace: Pace,
     bum: TokenBucket,
     icmp: TokenBucket,
 }
@@ -114,12 +136,20 @@ pub struct Worker<P, U> {
     config: WorkerConfig,
     /// By segment index.
     ports: Vec<Option<Port<P>>>,
+    /// Uplinks whose bulk lane has flows.
+    bulk: Vec<SegmentIndex>,
+    /// The last burst of an uplink ended because nothing was left.
+    emptied: bool,
     underlay: U,
+    /// The underlay's lane that is read.
+    underlay_lane: Lane,
+    /// Until then something else than TCP is expected.
+    shared_until_ns: u64,
     arena: Arena,
     batches: Batches,
     receive: ReceiveBuffers,
-    /// The last receive brought single datagrams.
-    receives_are_small: bool,
+    /// The last receive brought single datagrams: of [`Lane::Rest`], of [`Lane::Tcp`].
+    receives_are_small: [bool; 2],
     merger: Merger,
     /// By flow hash; flows that collide share.
     icmp_flows: [TokenBucket; ICMP_FLOWS],
@@ -140,11 +170,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             counters,
             config,
             ports: Vec::new(),
+            bulk: Vec::with_capacity(BULK_UPLINKS),
+            emptied: false,
             underlay,
+            underlay_lane: Lane::Rest,
+            shared_until_ns: 0,
             arena: Arena::new(),
             batches: Batches::new(),
             receive: ReceiveBuffers::new(config.receive_buffers),
-            receives_are_small: false,
+            receives_are_small: [false; 2],
             merger: Merger::new(config.merge_flows, config.merge),
             icmp_flows: [TokenBucket::default(); ICMP_FLOWS],
             learn,
@@ -159,6 +193,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         }
         self.ports[index] = Some(Port {
             io,
+            lane: Lane::Rest,
+            detector: Detector::default(),
+            pace: Pace::new(self.config.bulk_pause),
             bum: TokenBucket::default(),
             icmp: TokenBucket::default(),
         });
@@ -209,6 +246,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
     pub fn select_lane(&mut self, segment: SegmentIndex, lane: Lane) {
         if let Some(Some(port)) = self.ports.get_mut(usize::from(segment.0)) {
             port.io.select(lane);
+            port.lane = lane;
         }
     }
 
@@ -218,7 +256,13 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let view = tables.view();
         let (mut reads, mut read_len) = (0, 0);
         let _of_the_last_burst = self.batches.take_stalled();
-        while reads < self.config.encap_budget && read_len < self.config.encap_budget_len {
+        self.emptied = false;
+        let budget_len = if self.is_shared(now_ns) {
+            self.config.shared_encap_budget_len
+        } else {
+            self.config.encap_budget_len
+        };
+        while reads < self.config.encap_budget && read_len < budget_len {
             if !self.arena.has_room() {
                 self.flush_batches();
             }
@@ -227,7 +271,10 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             };
             let received = match port.io.recv(self.arena.free()) {
                 Ok(Some(received)) => received,
-                Ok(None) => break,
+                Ok(None) => {
+                    self.emptied = true;
+                    break;
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     reads += 1;
                     self.counters.encap_frames.add(1);
@@ -236,12 +283,20 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 }
                 Err(error) => {
                     tracing::debug!(segment = segment.0, %error, "reading the uplink failed");
+                    self.emptied = true;
                     break;
                 }
             };
             reads += 1;
             read_len += received.len;
-            self.encap_read(&view, segment, received, now_ns);
+            let at = self.arena.position();
+            if port.lane == Lane::Rest && port.pace.phase() == Phase::Restoring {
+                self.arena.keep(received.len);
+                self.send_older(&view, segment, now_ns);
+                self.encap_read(&view, segment, at, received, now_ns);
+                continue;
+            }
+            self.encap_read(&view, segment, at, received, now_ns);
             if self.batches.is_empty() {
                 self.arena.rewind();
             } else {
@@ -259,15 +314,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         reads
     }
 
-    /// One read: a frame or super-frame at the arena's position.
+    /// One read: a frame or super-frame at `at` in the arena.
     fn encap_read(
         &mut self,
         view: &View,
         segment: SegmentIndex,
+        at: usize,
         received: ReceivedFrame,
         now_ns: u64,
     ) {
-        let at = self.arena.position();
         let counters = Arc::clone(&self.counters);
         let Some(frame_len) = received.len.checked_sub(VnetHdr::LEN) else {
             counters.encap_frames.add(1);
@@ -295,6 +350,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                         return counters.count_drop(DropReason::OffloadMalformed, 1);
                     }
                     vnet = VnetHdr::default();
+                }
+                if plan.is_none() {
+                    self.watch(segment, (start, end), &inner, now_ns);
                 }
                 let frames = plan.as_ref().map_or(1, Plan::count) as u64;
                 counters.encap_frames.add(frames);
@@ -406,7 +464,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let frame = &self.arena.bytes()[job.start..job.end];
         let key = GroupKey {
             vtep,
-            path: flow::hash(frame, &job.inner) as usize & (self.underlay.paths() - 1),
+            path: self.path(frame, &job.inner),
             tos: outer_tos(segment, job.inner.tos),
         };
         let target = GroupTarget {
@@ -418,6 +476,15 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
             None => self.add_frame(segment, key, target, job),
         }
         Ok(())
+    }
+
+    /// The source port of a flow. TCP has the odd ones, so that the kernel of the receiver joins no datagrams of different
+    /// lanes.
+    #[inline]
+    fn path(&self, frame: &[u8], inner: &Inner) -> usize {
+        let last = self.underlay.paths() - 1;
+        let tcp = usize::from(inner.proto == PROTO_TCP);
+        (flow::hash(frame, inner) as usize & !1 | tcp) & last
     }
 
     /// A single frame: the VXLAN header goes over the virtio header, right before the frame.
@@ -574,7 +641,7 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         let transmit = super::io::Transmit {
             vtep,
             destination: SocketAddr::new(addr, port),
-            path: flow::hash(frame, &inner) as usize & (self.underlay.paths() - 1),
+            path: self.path(frame, &inner),
             segment_size: None,
             tos: outer_tos(segment, inner.tos),
         };
@@ -643,11 +710,19 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
 
     // ----- in ----------------------------------------------------------------------------------
 
+    /// Makes the next receives from the underlay come from this lane.
+    #[inline]
+    pub fn select_underlay_lane(&mut self, lane: Lane) {
+        self.underlay.select(lane);
+        self.underlay_lane = lane;
+    }
+
     /// Receives up to a budget of batches and delivers them. Returns how many were received.
     pub fn decap_burst(&mut self, now_ns: u64) -> usize {
         let tables = Arc::clone(&self.tables);
         let view = tables.view();
         let mut receives = 0;
+        let shared = self.underlay_lane == Lane::Tcp && self.is_shared(now_ns);
         // The next free buffer, and bytes received since the merger was last empty.
         let (mut buffer, mut kept_len) = (0, 0);
         let mut messages = [ReceivedDatagrams::NONE; RECEIVES_MAX];
@@ -657,7 +732,8 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 (buffer, kept_len) = (0, 0);
             }
             let mut slots = std::array::from_fn::<_, RECEIVES_MAX, _>(|_| IoSliceMut::new(&mut []));
-            let wanted = if self.receives_are_small {
+            let small = usize::from(self.underlay_lane == Lane::Tcp);
+            let wanted = if self.receives_are_small[small] {
                 RECEIVES_MAX
             } else {
                 1
@@ -678,13 +754,16 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
                 kept_len += received.len;
                 self.decap_message(&view, &mut run, buffer, received, now_ns);
             }
-            self.receives_are_small = messages[count - 1].len <= SMALL_MAX;
+            self.receives_are_small[small] = messages[count - 1].len <= SMALL_MAX;
             if self.merger.is_empty() {
                 (buffer, kept_len) = (0, 0);
             } else {
                 let filled = buffer..buffer + count as u16;
                 let last_kept = filled.rev().find(|&buffer| self.merger.uses(buffer));
                 buffer = last_kept.map_or(buffer, |last| last + 1);
+            }
+            if shared && receives >= self.config.shared_decap_budget && self.merger.is_empty() {
+                break;
             }
             // A call that brought less than it could has emptied the queue.
             if wanted > 1 && count < wanted {
@@ -693,6 +772,9 @@ impl<P: FramePort, U: Underlay> Worker<P, U> {
         }
         if receives > 0 {
             self.flush_merger();
+            if self.underlay_lane == Lane::Rest {
+                self.shared_until_ns = now_ns + lanes::SHARED_NS;
+            }
         }
         receives
     }

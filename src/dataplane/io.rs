@@ -6,6 +6,8 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
+use crate::wire::flow::DatagramFlow;
+
 /// A frame read from an uplink into the caller's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceivedFrame {
@@ -39,16 +41,35 @@ pub trait FramePort {
     /// Reads come from this lane from now on. An uplink may have one for bulk and one for what must not wait behind
     /// it; all frames of a flow use the same.
     fn select(&mut self, _lane: Lane) {}
+
+    /// Moves a flow to [`Lane::Bulk`], soon; false where there is none, or that cannot be asked for now. Frames of the flow that are in
+    /// [`Lane::Rest`] by then are older than all in the other.
+    fn divert(&mut self, _flow: DatagramFlow) -> bool {
+        false
+    }
+
+    /// Moves all flows that this worker has diverted back, soon; false when that cannot be asked for now. When it [has
+    /// settled](Self::is_settled), frames in [`Lane::Bulk`] are older than all that come.
+    fn restore(&mut self) -> bool {
+        false
+    }
+
+    /// Whether what [`Self::divert`] and [`Self::restore`] were asked for has happened.
+    fn is_settled(&self) -> bool {
+        true
+    }
 }
 
-/// A queue of an uplink.
+/// A queue of an uplink or of the underlay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lane {
-    /// All that is not TCP; everything, where there is one lane.
+    /// All that has no lane of its own; everything, where there is one lane.
     #[default]
     Rest,
     /// TCP.
     Tcp,
+    /// UDP flows of many datagrams per second, at uplinks.
+    Bulk,
 }
 
 /// Datagrams received as one message: `len` bytes of equal datagrams of `segment_size` bytes, the last
@@ -100,7 +121,7 @@ pub struct Transmit {
     pub tos: u8,
 }
 
-/// The underlay: one receiving socket and a pool of sending ones per family.
+/// The underlay: a receiving socket per lane and a pool of sending ones.
 pub trait Underlay {
     /// Receives messages, the first into the first buffer (64 KiB hold any) and so on, and describes them in `into`.
     /// Returns how many there were, at most [`RECEIVES_MAX`]; fewer than buffers when no more are queued.
@@ -112,6 +133,9 @@ pub trait Underlay {
         bufs: &mut [IoSliceMut<'_>],
         into: &mut [ReceivedDatagrams],
     ) -> io::Result<usize>;
+
+    /// Receives come from this lane from now on: TCP's, or [`Lane::Rest`].
+    fn select(&mut self, _lane: Lane) {}
 
     /// Sends one batch given in pieces.
     ///

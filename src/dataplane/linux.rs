@@ -5,42 +5,181 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
 
 use super::io::{
     FramePort, Lane, RECEIVES_MAX, ReceivedDatagrams, ReceivedFrame, SendLimits, Transmit, Underlay,
 };
 use crate::sys::packet::PacketSocket;
 use crate::sys::poll;
+use crate::sys::steer::{self, SteeredFlow};
 use crate::sys::tap::Tap;
 use crate::sys::udp::{self, BatchReceiver, Destination, RecvMeta, UdpSocket};
+use crate::wire::flow::DatagramFlow;
 
 /// An uplink of this kernel.
 #[derive(Debug)]
 pub enum LinuxPort {
-    /// Packet sockets on the held end of the uplink veth, one per lane.
-    Packet {
-        /// Takes TCP.
-        tcp: PacketSocket,
-        /// Takes the rest, and sends.
-        rest: PacketSocket,
-        /// The lane that is read.
-        lane: Lane,
-    },
+    /// Packet sockets on the held end of the uplink veth.
+    Packet(PacketLanes),
     /// One queue of a TAP.
     Tap(Tap),
 }
 
+/// One worker's sockets of an uplink.
+#[derive(Debug)]
+pub struct PacketLanes {
+    /// By [`lane_index`]; that of [`Lane::Rest`] sends.
+    sockets: [PacketSocket; LANES],
+    /// The lane that is read.
+    lane: Lane,
+    worker: usize,
+    steering: Arc<Steering>,
+    steerer: Sender<SteerRequest>,
+}
+
+/// Lanes of an uplink.
+pub const LANES: usize = 3;
+
+/// The place of a lane among a worker's sockets, and of a worker's socket among the members of a group.
+#[inline]
+pub fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Rest => 0,
+        Lane::Tcp => 1,
+        Lane::Bulk => 2,
+    }
+}
+
+impl PacketLanes {
+    /// The sockets of `worker`, whose group `steering` steers by way of the thread behind `steerer`.
+    pub fn new(
+        sockets: [PacketSocket; LANES],
+        worker: usize,
+        steering: Arc<Steering>,
+        steerer: Sender<SteerRequest>,
+    ) -> PacketLanes {
+        PacketLanes {
+            sockets,
+            lane: Lane::Rest,
+            worker,
+            steering,
+            steerer,
+        }
+    }
+
+    fn ask(&self, change: SteerChange) -> bool {
+        self.steering.asked.fetch_add(1, Ordering::Relaxed);
+        let request = SteerRequest {
+            steering: Arc::downgrade(&self.steering),
+            worker: self.worker,
+            change,
+        };
+        let sent = self.steerer.try_send(request).is_ok();
+        if !sent {
+            self.steering.done.fetch_add(1, Ordering::Release);
+        }
+        sent
+    }
+}
+
+/// Which flows of an uplink are diverted, and the group whose program says so.
+#[derive(Debug)]
+pub struct Steering {
+    /// Any member.
+    group: PacketSocket,
+    workers: u16,
+    /// With the worker that has them.
+    flows: Mutex<Vec<(usize, DatagramFlow)>>,
+    /// Requests made, and carried out.
+    asked: AtomicU64,
+    done: AtomicU64,
+}
+
+/// What a worker wants of the thread that steers: setting a program waits for all processors.
+#[derive(Debug)]
+pub struct SteerRequest {
+    steering: Weak<Steering>,
+    worker: usize,
+    change: SteerChange,
+}
+
+#[derive(Debug)]
+enum SteerChange {
+    Divert(DatagramFlow),
+    Restore,
+}
+
+impl Steering {
+    /// Sets the program that diverts nothing on the group that `member` belongs to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(member: &PacketSocket, workers: u16) -> io::Result<Steering> {
+        let group = member.duplicate()?;
+        group.steer(workers, &[])?;
+        Ok(Steering {
+            group,
+            workers,
+            flows: Mutex::new(Vec::new()),
+            asked: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+        })
+    }
+
+    fn change(&self, worker: usize, change: &SteerChange) -> io::Result<()> {
+        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = flows.len();
+        match change {
+            SteerChange::Divert(flow) => {
+                let known = flows.iter().any(|(_, known)| known == flow);
+                if !known && before < steer::FLOWS_MAX {
+                    flows.push((worker, *flow));
+                }
+            }
+            SteerChange::Restore => flows.retain(|(owner, _)| *owner != worker),
+        }
+        if flows.len() == before {
+            return Ok(());
+        }
+        let named: Vec<SteeredFlow> = flows
+            .iter()
+            .map(|(_, flow)| SteeredFlow {
+                v6: flow.v6,
+                source: flow.source,
+                destination: flow.destination,
+                ports: flow.ports,
+            })
+            .collect();
+        self.group.steer(self.workers, &named)
+    }
+}
+
+/// Carries out what workers ask for, until nobody can ask any more.
+pub fn steer(requests: &Receiver<SteerRequest>) {
+    while let Ok(request) = requests.recv() {
+        let Some(steering) = request.steering.upgrade() else {
+            continue;
+        };
+        match steering.change(request.worker, &request.change) {
+            Ok(()) => tracing::debug!(change = ?request.change, "steered"),
+            Err(error) => tracing::warn!(%error, "a flow's lane cannot be changed"),
+        }
+        steering.done.fetch_add(1, Ordering::Release);
+    }
+}
+
 impl LinuxPort {
-    /// What to wait for, and the lane to read then.
+    /// What to wait for, and the lane to read then. Of the bulk lane nobody is told: it is read when it is due.
     pub fn lanes(&self) -> impl Iterator<Item = (Lane, BorrowedFd<'_>)> {
         let lanes = match self {
-            LinuxPort::Packet { tcp, rest, .. } => [
-                Some((Lane::Rest, rest.as_fd())),
-                Some((Lane::Tcp, tcp.as_fd())),
-            ],
+            LinuxPort::Packet(PacketLanes { sockets, .. }) => {
+                [Lane::Rest, Lane::Tcp].map(|lane| Some((lane, sockets[lane_index(lane)].as_fd())))
+            }
             LinuxPort::Tap(tap) => [Some((Lane::Rest, tap.as_fd())), None],
         };
         lanes.into_iter().flatten()
@@ -51,12 +190,9 @@ impl FramePort for LinuxPort {
     #[inline]
     fn recv(&mut self, buf: &mut [u8]) -> io::Result<Option<ReceivedFrame>> {
         match self {
-            LinuxPort::Packet { tcp, rest, lane } => {
-                let socket = match lane {
-                    Lane::Rest => rest,
-                    Lane::Tcp => tcp,
-                };
-                Ok(socket.recv(buf)?.map(|meta| ReceivedFrame {
+            LinuxPort::Packet(PacketLanes { sockets, lane, .. }) => {
+                let meta = sockets[lane_index(*lane)].recv(buf)?;
+                Ok(meta.map(|meta| ReceivedFrame {
                     len: meta.len,
                     truncated: meta.truncated,
                     vlan: meta.vlan.map(|tag| (tag.tci, tag.tpid)),
@@ -73,16 +209,18 @@ impl FramePort for LinuxPort {
     #[inline]
     fn send(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         match self {
-            LinuxPort::Packet { rest, .. } => rest.send(pieces),
+            LinuxPort::Packet(PacketLanes { sockets, .. }) => {
+                sockets[lane_index(Lane::Rest)].send(pieces)
+            }
             LinuxPort::Tap(tap) => tap.send(pieces),
         }
     }
 
     fn overflow(&mut self) -> u64 {
         match self {
-            LinuxPort::Packet { tcp, rest, .. } => {
-                let drops = [tcp, rest].map(|socket| socket.statistics().map_or(0, |s| s.drops));
-                drops.iter().sum()
+            LinuxPort::Packet(PacketLanes { sockets, .. }) => {
+                let drops = |socket: &PacketSocket| socket.statistics().map_or(0, |s| s.drops);
+                sockets.iter().map(drops).sum()
             }
             // A TAP pushes back on the bridge, whose drops are the link's own statistics.
             LinuxPort::Tap(_) => 0,
@@ -91,8 +229,32 @@ impl FramePort for LinuxPort {
 
     #[inline]
     fn select(&mut self, lane: Lane) {
-        if let LinuxPort::Packet { lane: selected, .. } = self {
+        if let LinuxPort::Packet(PacketLanes { lane: selected, .. }) = self {
             *selected = lane;
+        }
+    }
+
+    fn divert(&mut self, flow: DatagramFlow) -> bool {
+        match self {
+            LinuxPort::Packet(lanes) => lanes.ask(SteerChange::Divert(flow)),
+            LinuxPort::Tap(_) => false,
+        }
+    }
+
+    fn restore(&mut self) -> bool {
+        match self {
+            LinuxPort::Packet(lanes) => lanes.ask(SteerChange::Restore),
+            LinuxPort::Tap(_) => false,
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        match self {
+            LinuxPort::Packet(PacketLanes { steering, .. }) => {
+                let asked = steering.asked.load(Ordering::Relaxed);
+                steering.done.load(Ordering::Acquire) >= asked
+            }
+            LinuxPort::Tap(_) => true,
         }
     }
 }
@@ -110,7 +272,10 @@ pub struct UnderlayOffloads {
 
 /// The UDP sockets of one worker.
 pub struct LinuxUnderlay {
-    receive: UdpSocket,
+    /// By [`lane_index`]: all that is not TCP, and TCP.
+    receive: [UdpSocket; 2],
+    /// The lane that is read.
+    lane: usize,
     receiver: BatchReceiver,
     metas: [RecvMeta; RECEIVES_MAX],
     /// Bound to source ports of their own; a power of two of them.
@@ -119,14 +284,14 @@ pub struct LinuxUnderlay {
     local: IpAddr,
     /// Prepared addresses by VTEP index.
     destinations: Vec<Option<(SocketAddr, Destination)>>,
-    overflow_seen: u32,
+    overflow_seen: [u32; 2],
     overflow: u64,
 }
 
 impl LinuxUnderlay {
     /// Takes over bound sockets. `pool` must hold a power of two of them.
     pub fn new(
-        receive: UdpSocket,
+        receive: [UdpSocket; 2],
         pool: Vec<UdpSocket>,
         local: IpAddr,
         offloads: Arc<UnderlayOffloads>,
@@ -137,20 +302,21 @@ impl LinuxUnderlay {
         );
         LinuxUnderlay {
             receive,
+            lane: lane_index(Lane::Rest),
             receiver: BatchReceiver::new(RECEIVES_MAX),
             metas: [RecvMeta::default(); RECEIVES_MAX],
             pool,
             offloads,
             local,
             destinations: Vec::new(),
-            overflow_seen: 0,
+            overflow_seen: [0; 2],
             overflow: 0,
         }
     }
 
-    /// The receiving socket, for the poller.
-    pub fn receive_fd(&self) -> BorrowedFd<'_> {
-        self.receive.as_fd()
+    /// The receiving sockets and their lanes, for the poller.
+    pub fn lanes(&self) -> [(Lane, BorrowedFd<'_>); 2] {
+        [Lane::Rest, Lane::Tcp].map(|lane| (lane, self.receive[lane_index(lane)].as_fd()))
     }
 
     /// COLD PATH but for the first line: the prepared address of a VTEP.
@@ -175,7 +341,7 @@ impl Underlay for LinuxUnderlay {
         into: &mut [ReceivedDatagrams],
     ) -> io::Result<usize> {
         let count = match bufs {
-            [buf] => match self.receive.recv(buf)? {
+            [buf] => match self.receive[self.lane].recv(buf)? {
                 Some(meta) => {
                     self.metas[0] = meta;
                     1
@@ -183,15 +349,16 @@ impl Underlay for LinuxUnderlay {
                 None => 0,
             },
             bufs => self.receiver.recv(
-                &self.receive,
+                &self.receive[self.lane],
                 bufs,
                 &mut self.metas[..into.len().min(RECEIVES_MAX)],
             )?,
         };
         for (meta, into) in self.metas[..count].iter().zip(into) {
             if let Some(total) = meta.overflow {
-                self.overflow += u64::from(total.wrapping_sub(self.overflow_seen));
-                self.overflow_seen = total;
+                let seen = &mut self.overflow_seen[self.lane];
+                self.overflow += u64::from(total.wrapping_sub(*seen));
+                *seen = total;
             }
             *into = ReceivedDatagrams {
                 len: meta.len,
@@ -203,6 +370,12 @@ impl Underlay for LinuxUnderlay {
             };
         }
         Ok(count)
+    }
+
+    #[inline]
+    fn select(&mut self, lane: Lane) {
+        // There is none for bulk.
+        self.lane = lane_index(lane).min(self.receive.len() - 1);
     }
 
     #[inline]

@@ -6,6 +6,7 @@
 //! | [`encap`], [`decap`], [`bum`], [`too_big`] | the decisions, pure |
 //! | [`split`], [`merge`] | segmentation and coalescing of inner frames, pure |
 //! | [`batch`], [`buffer`] | datagrams waiting to be sent; where bytes live |
+//! | [`bulk`] | flows of many datagrams: how they are noticed, when they are read; pure |
 //! | [`verdict`], [`counters`] | every way a frame can end, and how often it did |
 //! | [`checks`] | the constant that says that frames are checked |
 //! | [`io`], [`channel`], [`linux`] | the two ends: traits, fake and real |
@@ -15,6 +16,7 @@
 
 pub mod batch;
 pub mod buffer;
+pub mod bulk;
 pub mod bum;
 pub mod channel;
 pub mod checks;

@@ -7,8 +7,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,10 +18,12 @@ use crossbeam_utils::CachePadded;
 use super::counters::{CounterSnapshot, Counters};
 use super::forwarder::{LearnEvent, Worker, WorkerConfig};
 use super::io::Lane;
-use super::linux::{LinuxPort, LinuxUnderlay, UnderlayOffloads};
+use super::linux::{
+    self, LANES, LinuxPort, LinuxUnderlay, PacketLanes, SteerRequest, Steering, UnderlayOffloads,
+};
 use crate::sys::clock::now_ns;
 use crate::sys::netns::Netns;
-use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket, Take};
+use crate::sys::packet::{Fanout, FanoutKind, PacketOptions, PacketSocket};
 use crate::sys::poll::{Poller, Waker};
 use crate::sys::tap::Tap;
 use crate::sys::udp::{self, PathMtuDiscovery, UdpOptions, UdpSocket};
@@ -43,22 +45,43 @@ const UPLINK_TCP_LEN: usize = 1 << 20;
 const UPLINK_SEND_LEN: usize = 16 << 20;
 const TICK: Duration = Duration::from_secs(1);
 const TOKEN_WAKER: u64 = 0;
+/// Plus the lane, [`Lane::Rest`] or [`Lane::Tcp`].
 const TOKEN_UNDERLAY: u64 = 1;
 /// Plus twice the segment's index, plus the lane.
-const TOKEN_UPLINK: u64 = 2;
+const TOKEN_UPLINK: u64 = 3;
+
+fn underlay_token(lane: Lane) -> u64 {
+    TOKEN_UNDERLAY + u64::from(lane == Lane::Tcp)
+}
 
 fn uplink_token(segment: SegmentIndex, lane: Lane) -> u64 {
     TOKEN_UPLINK + 2 * u64::from(segment.0) + u64::from(lane == Lane::Tcp)
 }
 
-fn uplink_of(token: u64) -> (SegmentIndex, Lane) {
-    let number = token - TOKEN_UPLINK;
-    let lane = if number & 1 == 1 {
-        Lane::Tcp
-    } else {
-        Lane::Rest
-    };
-    (SegmentIndex((number / 2) as u16), lane)
+/// What a ready descriptor stands for.
+enum Source {
+    Waker,
+    Underlay(Lane),
+    Uplink(SegmentIndex, Lane),
+}
+
+fn source_of(token: u64) -> Source {
+    let lane = |bit| if bit == 1 { Lane::Tcp } else { Lane::Rest };
+    match token {
+        TOKEN_WAKER => Source::Waker,
+        TOKEN_UNDERLAY..TOKEN_UPLINK => Source::Underlay(lane(token - TOKEN_UNDERLAY)),
+        _ => {
+            let number = token - TOKEN_UPLINK;
+            Source::Uplink(SegmentIndex((number / 2) as u16), lane(number & 1))
+        }
+    }
+}
+
+fn is_tcp(token: u64) -> bool {
+    matches!(
+        source_of(token),
+        Source::Underlay(Lane::Tcp) | Source::Uplink(_, Lane::Tcp)
+    )
 }
 
 /// How a dataplane runs.
@@ -70,7 +93,7 @@ pub struct DataplaneConfig {
     pub port: u16,
     /// Worker threads.
     pub workers: usize,
-    /// Source ports per worker, a power of two.
+    /// Source ports per worker, a power of two; half of them are TCP's.
     pub source_ports: usize,
     /// Use `UDP_SEGMENT` where the kernel grants it.
     pub segmentation: bool,
@@ -92,7 +115,7 @@ impl DataplaneConfig {
             vtep,
             port: crate::wire::vxlan::PORT,
             workers: (cpus / 2).clamp(1, 8),
-            source_ports: 16,
+            source_ports: 32,
             segmentation: true,
             receive_coalescing: true,
             spin: Duration::from_micros(60),
@@ -179,6 +202,9 @@ pub struct Dataplane {
     workers: Vec<Handle>,
     offloads: Arc<UnderlayOffloads>,
     learned: Receiver<LearnEvent>,
+    /// To the thread that steers; it ends when nobody can ask any more.
+    steerer: Option<Sender<SteerRequest>>,
+    steering_thread: Option<JoinHandle<()>>,
 }
 
 impl Dataplane {
@@ -202,13 +228,30 @@ impl Dataplane {
             workers: Vec::new(),
             offloads,
             learned,
+            steerer: None,
+            steering_thread: None,
         };
-        for index in 0..dataplane.config.workers.max(1) {
-            let underlay = open_underlay(&dataplane.config, &dataplane.offloads)?;
+        dataplane.start_steering()?;
+        for (index, receive) in open_receivers(&dataplane.config, &dataplane.offloads)?
+            .into_iter()
+            .enumerate()
+        {
+            let underlay = open_underlay(&dataplane.config, receive, &dataplane.offloads)?;
             let handle = start_worker(index, &dataplane.config, &tables, underlay, learn.clone())?;
             dataplane.workers.push(handle);
         }
         Ok(dataplane)
+    }
+
+    fn start_steering(&mut self) -> Result<(), DataplaneError> {
+        // Bounded, so that asking allocates nothing; a worker whose request has no room asks again.
+        let (steerer, requests) = bounded(STEER_REQUESTS);
+        let thread = std::thread::Builder::new()
+            .name("weft-steering".into())
+            .spawn(move || linux::steer(&requests))
+            .map_err(|error| SysError::new("start thread", "weft-steering", error))?;
+        (self.steerer, self.steering_thread) = (Some(steerer), Some(thread));
+        Ok(())
     }
 
     /// How many workers there are, and so how many queues an uplink has.
@@ -233,7 +276,8 @@ impl Dataplane {
         let wanted = self.worker_count();
         let ports: Vec<LinuxPort> = match source {
             UplinkSource::Packet { netns, ifindex } => {
-                open_packet_ports(netns, ifindex, wanted, segment)?
+                let steerer = self.steerer.as_ref().ok_or(DataplaneError::Stopped)?;
+                open_packet_ports(netns, ifindex, wanted, steerer)?
             }
             UplinkSource::Tap(queues) => queues.into_iter().map(LinuxPort::Tap).collect(),
         };
@@ -322,6 +366,10 @@ impl Dataplane {
                 let _its_panic_was_logged = thread.join();
             }
         }
+        self.steerer = None;
+        if let Some(thread) = self.steering_thread.take() {
+            let _it_does_not_panic = thread.join();
+        }
     }
 }
 
@@ -391,11 +439,8 @@ fn bind_port(config: &DataplaneConfig, options: &UdpOptions) -> Result<UdpSocket
     }
 }
 
-fn open_underlay(
-    config: &DataplaneConfig,
-    offloads: &Arc<UnderlayOffloads>,
-) -> Result<LinuxUnderlay, DataplaneError> {
-    let common = UdpOptions {
+fn socket_options() -> UdpOptions {
+    UdpOptions {
         rcvbuf: UDP_RECEIVE_LEN,
         sndbuf: UDP_SEND_LEN,
         path_mtu_discovery: PathMtuDiscovery::Do,
@@ -403,20 +448,42 @@ fn open_underlay(
         // frames from the others. Path MTUs are kept by the kernel's routes all the same.
         recv_errors: false,
         ..UdpOptions::default()
-    };
-    let receive_options = UdpOptions {
+    }
+}
+
+/// The receiving sockets of all workers, each with one per lane, and the program that chooses among them. They stand in
+/// the group as they are bound: first all of one lane.
+fn open_receivers(
+    config: &DataplaneConfig,
+    offloads: &UnderlayOffloads,
+) -> Result<Vec<[UdpSocket; 2]>, DataplaneError> {
+    let options = UdpOptions {
         reuse_port: true,
         gro: offloads.receive_coalescing.load(Ordering::Relaxed),
         recv_tos: true,
         overflow_counter: true,
-        ..common.clone()
+        ..socket_options()
     };
+    let workers = config.workers.max(1);
     // The socket that was to find the port free lives on in a program this process starts just then, until
     // that has closed what it inherits.
-    let receive = while_in_use(|| bind_port(config, &receive_options))?;
+    let open = || while_in_use(|| bind_port(config, &options));
+    let open_lane = || (0..workers).map(|_| open()).collect::<Result<Vec<_>, _>>();
+    let (rest, tcp) = (open_lane()?, open_lane()?);
+    rest[0]
+        .steer(u16::try_from(workers).unwrap_or(u16::MAX))
+        .map_err(|error| SysError::new("steer", "datagrams of the underlay", error))?;
+    Ok(rest.into_iter().zip(tcp).map(<[_; 2]>::from).collect())
+}
+
+fn open_underlay(
+    config: &DataplaneConfig,
+    receive: [UdpSocket; 2],
+    offloads: &Arc<UnderlayOffloads>,
+) -> Result<LinuxUnderlay, DataplaneError> {
     let mut pool = Vec::with_capacity(config.source_ports);
     for _ in 0..config.source_ports.next_power_of_two() {
-        pool.push(bind_source_port(config.vtep, &common)?);
+        pool.push(bind_source_port(config.vtep, &socket_options())?);
     }
     Ok(LinuxUnderlay::new(
         receive,
@@ -440,42 +507,58 @@ fn bind_source_port(vtep: IpAddr, options: &UdpOptions) -> Result<UdpSocket, Dat
     Err(last.map_or(DataplaneError::Stopped, DataplaneError::Sys))
 }
 
+/// Requests that wait for the thread that steers.
+const STEER_REQUESTS: usize = 256;
+
+/// Fanout groups are numbered within a network's namespace. Counted from anywhere: an agent that was killed may have left
+/// a group for a moment.
+static NEXT_GROUP: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+
+/// The sockets of all workers on an uplink. All are members of one group, which they join lane by lane.
 fn open_packet_ports(
     netns: &Netns,
     ifindex: u32,
     count: usize,
-    segment: SegmentIndex,
+    steerer: &Sender<SteerRequest>,
 ) -> Result<Vec<LinuxPort>, SysError> {
-    // Groups are numbered within a network's namespace, which holds the few segments of one network.
+    // A group of its own each time: sockets that were closed may live on for a moment, in a program this process
+    // starts just then, and would stand among the members.
+    let fanout = Fanout {
+        group: NEXT_GROUP.fetch_add(1, Ordering::Relaxed),
+        kind: FanoutKind::Program,
+    };
     let open = move |lane: Lane| {
-        let (group, take, rcvbuf) = match lane {
-            Lane::Rest => (segment.0, Take::AllButTcp, UPLINK_RECEIVE_LEN),
-            Lane::Tcp => (segment.0 ^ 0x8000, Take::Tcp, UPLINK_TCP_LEN),
-        };
-        let fanout = Fanout {
-            group,
-            kind: FanoutKind::Hash,
-        };
         let options = PacketOptions {
-            fanout: (count > 1).then_some(fanout),
-            rcvbuf,
+            fanout: Some(fanout),
+            rcvbuf: match lane {
+                Lane::Tcp => UPLINK_TCP_LEN,
+                Lane::Rest | Lane::Bulk => UPLINK_RECEIVE_LEN,
+            },
             sndbuf: UPLINK_SEND_LEN,
-            take,
             ..PacketOptions::default()
         };
         PacketSocket::open(ifindex, &options)
     };
-    netns.run_in(move || {
-        (0..count)
-            .map(|_| {
-                Ok(LinuxPort::Packet {
-                    tcp: open(Lane::Tcp)?,
-                    rest: open(Lane::Rest)?,
-                    lane: Lane::Rest,
-                })
-            })
-            .collect()
-    })?
+    let lanes: Vec<Vec<PacketSocket>> = netns.run_in(move || {
+        [Lane::Rest, Lane::Tcp, Lane::Bulk]
+            .into_iter()
+            .map(|lane| (0..count).map(|_| open(lane)).collect())
+            .collect::<Result<_, _>>()
+    })??;
+    let steering = Steering::new(&lanes[0][0], u16::try_from(count).unwrap_or(u16::MAX))
+        .map(Arc::new)
+        .map_err(|error| SysError::new("steer", "frames of the uplink", error))?;
+    let mut lanes = lanes.into_iter().map(Vec::into_iter);
+    let lanes: [_; LANES] = std::array::from_fn(|_| lanes.next().unwrap_or_default());
+    let [rest, tcp, bulk] = lanes;
+    let sockets = rest.zip(tcp).zip(bulk).enumerate();
+    Ok(sockets
+        .map(|(worker, ((rest, tcp), bulk))| {
+            let steering = Arc::clone(&steering);
+            let lanes = PacketLanes::new([rest, tcp, bulk], worker, steering, steerer.clone());
+            LinuxPort::Packet(lanes)
+        })
+        .collect())
 }
 
 fn start_worker(
@@ -491,7 +574,9 @@ fn start_worker(
     let alive = Arc::new(AtomicBool::new(true));
     let poller = Poller::new()?;
     watch(&poller, waker.as_fd(), TOKEN_WAKER)?;
-    watch(&poller, underlay.receive_fd(), TOKEN_UNDERLAY)?;
+    for (lane, fd) in underlay.lanes() {
+        watch(&poller, fd, underlay_token(lane))?;
+    }
     let worker = Worker::new(
         config.worker,
         Arc::clone(tables),
@@ -506,6 +591,7 @@ fn start_worker(
         waker: Arc::clone(&waker),
         counters: Arc::clone(&counters),
         spin: config.spin,
+        rotation: 0,
     };
     let mark = AliveMark(Arc::clone(&alive));
     let cpu = config.pin.then_some(index);
@@ -554,6 +640,8 @@ struct Loop {
     waker: Arc<Waker>,
     counters: Arc<CachePadded<Counters>>,
     spin: Duration,
+    /// Which of TCP's lanes is served next.
+    rotation: usize,
 }
 
 impl Loop {
@@ -580,8 +668,12 @@ impl Loop {
 
     /// Waits (only when idle) and serves whatever is ready.
     fn round(&mut self, idle: bool, now: u64) -> Round {
-        let timeout = if idle { TICK } else { Duration::ZERO };
-        if idle {
+        let timeout = if idle {
+            self.sleep_until_due(now)
+        } else {
+            Duration::ZERO
+        };
+        if !timeout.is_zero() {
             self.counters.sleeps.add(1);
         }
         let ready = match self.poller.wait(Some(timeout)) {
@@ -595,18 +687,42 @@ impl Loop {
         let mut done = 0;
         let (mut orders, mut barren) = (false, false);
         for event in ready {
-            match event.token {
-                TOKEN_WAKER => orders = true,
-                TOKEN_UNDERLAY => done += self.worker.decap_burst(now),
-                token => {
-                    let (segment, lane) = uplink_of(token);
-                    self.worker.select_lane(segment, lane);
-                    let read = self.worker.encap_burst(segment, now);
+            match source_of(event.token) {
+                Source::Waker => orders = true,
+                Source::Underlay(Lane::Rest) => {
+                    self.worker.select_underlay_lane(Lane::Rest);
+                    done += self.worker.decap_burst(now);
+                }
+                Source::Uplink(segment, Lane::Rest) => {
+                    let read = self.worker.uplink_burst(segment, Lane::Rest, now);
                     barren |= read == 0;
                     done += read;
                 }
+                Source::Underlay(_) | Source::Uplink(..) => {}
             }
         }
+        // TCP's lanes hold the most, and wait best: while there is other traffic, each round serves one of them in turn.
+        let of_tcp = || ready.iter().filter(|event| is_tcp(event.token));
+        let (first, count) = match of_tcp().count() {
+            0 => (0, 0),
+            count if self.worker.is_shared(now) => (self.rotation % count, 1),
+            count => (0, count),
+        };
+        self.rotation = self.rotation.wrapping_add(1);
+        for event in of_tcp().skip(first).take(count) {
+            match source_of(event.token) {
+                Source::Underlay(lane) => {
+                    self.worker.select_underlay_lane(lane);
+                    done += self.worker.decap_burst(now);
+                }
+                Source::Uplink(segment, lane) => {
+                    done += self.worker.uplink_burst(segment, lane, now);
+                }
+                Source::Waker => {}
+            }
+        }
+        // Not work that keeps the thread awake: between its turns the processor is the senders'.
+        let bulk = self.worker.bulk_round(now);
         if orders {
             let _nothing_left = self.waker.drain();
             if self.carry_out() {
@@ -614,13 +730,20 @@ impl Loop {
             }
         }
         if done == 0 {
-            if idle && barren && !orders {
+            if idle && barren && bulk == 0 && !orders {
                 std::thread::sleep(BARREN_PAUSE);
             }
             return Round::Nothing;
         }
         self.counters.bursts.add(1);
         Round::Worked
+    }
+
+    /// How long there is nothing to do but for what arrives.
+    fn sleep_until_due(&self, now: u64) -> Duration {
+        self.worker.bulk_due_ns().map_or(TICK, |due| {
+            Duration::from_nanos(due.saturating_sub(now)).min(TICK)
+        })
     }
 
     /// Takes all waiting orders; true to stop.

@@ -27,6 +27,7 @@ pub mod netns;
 pub mod packet;
 pub mod poll;
 mod socket;
+pub mod steer;
 pub mod tap;
 pub mod udp;
 

@@ -16,6 +16,7 @@ use super::SysError;
 use super::error::Context;
 use super::message::{self, Control, ControlMessages};
 use super::socket::{self, RawAddress};
+use super::steer::{self, SteeredFlow};
 
 /// Length of the virtio header in front of every frame, in bytes.
 pub const VNET_HEADER_LEN: usize = 12;
@@ -38,8 +39,6 @@ pub struct PacketOptions {
     /// Sends straight to the driver, around the queueing discipline (PACKET_QDISC_BYPASS). Such frames are also
     /// invisible to captures on this interface; its peer's see them.
     pub qdisc_bypass: bool,
-    /// Which frames the socket takes.
-    pub take: Take,
     /// Uses the 10-byte header of kernels before 6.4 even where the 12-byte one exists. Callers see 12 bytes anyway.
     pub legacy_header: bool,
 }
@@ -51,22 +50,9 @@ impl Default for PacketOptions {
             rcvbuf: 0,
             sndbuf: 0,
             qdisc_bypass: true,
-            take: Take::All,
             legacy_header: false,
         }
     }
-}
-
-/// Which frames a socket takes; the kernel leaves the others to other sockets, and counts them nowhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Take {
-    /// Every frame.
-    #[default]
-    All,
-    /// TCP over IPv4, or over IPv6 with at most a hop-by-hop header; so all frames of a flow.
-    Tcp,
-    /// What [`Take::Tcp`] does not take.
-    AllButTcp,
 }
 
 /// Membership in a fanout group: each frame goes to exactly one member.
@@ -87,6 +73,8 @@ pub enum FanoutKind {
     LoadBalance,
     /// By the CPU the frame arrived on.
     Cpu,
+    /// By a program ([`PacketSocket::steer`]); the first member gets everything until there is one.
+    Program,
 }
 
 impl FanoutKind {
@@ -95,6 +83,7 @@ impl FanoutKind {
             Self::Hash => libc::PACKET_FANOUT_HASH,
             Self::LoadBalance => libc::PACKET_FANOUT_LB,
             Self::Cpu => libc::PACKET_FANOUT_CPU,
+            Self::Program => libc::PACKET_FANOUT_CBPF,
         }
     }
 }
@@ -179,7 +168,6 @@ impl PacketSocket {
         let address = RawAddress::from_link(ifindex, libc::ETH_P_ALL as u16);
         match options.fanout {
             None => {
-                filter(fd.as_fd(), options.take).context("set the filter of", object)?;
                 socket::bind(fd.as_fd(), &address).context("bind", object)?;
             }
             Some(fanout) => {
@@ -188,7 +176,8 @@ impl PacketSocket {
                 join(fd.as_fd(), fanout).context("join fanout group with", || {
                     format!("{} (group {})", object(), fanout.group)
                 })?;
-                filter(fd.as_fd(), options.take).context("open the filter of", object)?;
+                socket::set_int(fd.as_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+                    .context("open the filter of", object)?;
             }
         }
         Ok(Self { fd, header_len })
@@ -230,6 +219,35 @@ impl PacketSocket {
             return message::send(self.fd.as_fd(), pieces, None, &[]).map(drop);
         }
         self.send_legacy(pieces)
+    }
+
+    /// Sets the program that chooses among the members of this socket's group ([`FanoutKind::Program`]), in the order
+    /// in which they joined: the workers' sockets for all that is not TCP, then as many for TCP, then as many for the
+    /// `bulk` flows, at most [`FLOWS_MAX`](super::steer::FLOWS_MAX). It takes the place of the one before at one moment;
+    /// once this returns, all frames that passed the old one are queued. That takes milliseconds
+    /// (`synchronize_net`): not for a forwarding thread.
+    ///
+    /// # Errors
+    /// `EINVAL`: no such group, or no workers.
+    pub fn steer(&self, workers: u16, bulk: &[SteeredFlow]) -> io::Result<()> {
+        let program = steer::uplink_program(workers, bulk);
+        socket::set_program(
+            self.fd.as_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_FANOUT_DATA,
+            &program,
+        )
+    }
+
+    /// Opens another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENFILE`.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+            header_len: self.header_len,
+        })
     }
 
     /// Reads how many frames arrived and were dropped since the last call: **the kernel resets both at each reading**,
@@ -312,88 +330,18 @@ fn set_flag(fd: BorrowedFd<'_>, name: i32) -> io::Result<()> {
 
 /// Attaches the one-instruction filter that keeps nothing.
 fn drop_everything(fd: BorrowedFd<'_>) -> io::Result<()> {
-    socket::set_program(fd, libc::SO_ATTACH_FILTER, &[keep(0)])
-}
-
-/// Replaces the filter by the one for `take`.
-fn filter(fd: BorrowedFd<'_>, take: Take) -> io::Result<()> {
-    let (tcp, rest) = match take {
-        // No filter at all is an error to take away (`ENOENT`).
-        Take::All => {
-            return match socket::set_int(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-                outcome => outcome,
-            };
-        }
-        Take::Tcp => (KEEP_WHOLE, 0),
-        Take::AllButTcp => (0, KEEP_WHOLE),
+    let keep_nothing = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 0,
     };
-    let program = [
-        LOAD_LENGTH,
-        // What is too short to tell is kept, too, by the one that takes the rest: a load beyond the end would
-        // let nobody have it.
-        skip_if_shorter(IPV4_PROTOCOL_AT + 1, 13),
-        load(libc::BPF_H, ETHERTYPE_AT),
-        jump_if(libc::ETH_P_IP as u32, 0, 2),
-        load(libc::BPF_B, IPV4_PROTOCOL_AT),
-        jump_if(libc::IPPROTO_TCP as u32, 8, 9),
-        jump_if(libc::ETH_P_IPV6 as u32, 0, 8),
-        load(libc::BPF_B, IPV6_NEXT_HEADER_AT),
-        jump_if(libc::IPPROTO_TCP as u32, 5, 0),
-        // Linux before 7.0 puts a hop-by-hop header into TCP's super-frames beyond 64 KiB.
-        jump_if(libc::IPPROTO_HOPOPTS as u32, 0, 5),
-        LOAD_LENGTH,
-        skip_if_shorter(IPV6_HOP_BY_HOP_AT + 1, 3),
-        load(libc::BPF_B, IPV6_HOP_BY_HOP_AT),
-        jump_if(libc::IPPROTO_TCP as u32, 0, 1),
-        keep(tcp),
-        keep(rest),
-    ];
-    socket::set_program(fd, libc::SO_ATTACH_FILTER, &program)
-}
-
-/// Bytes of any frame.
-const KEEP_WHOLE: u32 = u32::MAX;
-const ETHERTYPE_AT: u32 = 12;
-const IPV4_PROTOCOL_AT: u32 = 14 + 9;
-const IPV6_NEXT_HEADER_AT: u32 = 14 + 6;
-/// The first byte of a hop-by-hop header tells what follows it.
-const IPV6_HOP_BY_HOP_AT: u32 = 14 + 40;
-
-/// Loads the length of the frame.
-const LOAD_LENGTH: libc::sock_filter = libc::sock_filter {
-    code: (libc::BPF_LD | libc::BPF_W | libc::BPF_LEN) as u16,
-    jt: 0,
-    jf: 0,
-    k: 0,
-};
-
-/// Ends the program: the first `len` bytes are kept.
-fn keep(len: u32) -> libc::sock_filter {
-    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, len)
-}
-
-fn load(size: u32, at: u32) -> libc::sock_filter {
-    instruction(libc::BPF_LD | size | libc::BPF_ABS, 0, 0, at)
-}
-
-/// Leaves out so many instructions when what was loaded is `value`, and so many when it is not.
-fn jump_if(value: u32, yes: u8, no: u8) -> libc::sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, yes, no, value)
-}
-
-/// Leaves out so many instructions when what was loaded is below `value`.
-fn skip_if_shorter(value: u32, no: u8) -> libc::sock_filter {
-    instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, no, value)
-}
-
-fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    }
+    socket::set_program(
+        fd,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_FILTER,
+        &[keep_nothing],
+    )
 }
 
 /// Joins a fanout group. A group has its own hook, with its own idea of ignoring outgoing frames: the flag is needed

@@ -3,7 +3,7 @@
 //! Owns the epoll instance and its event arrays. Must not know what a token stands for.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -67,6 +67,8 @@ impl From<&EpollEvent> for Ready {
 #[derive(Debug)]
 pub struct Poller {
     epoll: Epoll,
+    /// The kernel has `epoll_pwait2` (Linux 5.11), as far as known.
+    nanoseconds: bool,
     events: Vec<EpollEvent>,
     ready: Vec<Ready>,
 }
@@ -85,6 +87,7 @@ impl Poller {
         let events = vec![EpollEvent::empty(); Self::READY_MAX];
         Ok(Self {
             epoll,
+            nanoseconds: true,
             events,
             ready: Vec::with_capacity(Self::READY_MAX),
         })
@@ -127,16 +130,27 @@ impl Poller {
         Ok(self.epoll.delete(fd)?)
     }
 
-    /// Waits until something is ready, at most `timeout` (rounded up to milliseconds; `None` waits for ever; zero only
-    /// looks), and returns what is. Empty after a timeout. Signals do not end the wait; they start its time anew.
+    /// Waits until something is ready, at most `timeout` (before Linux 5.11 rounded up to milliseconds; `None` waits for
+    /// ever; zero only looks), and returns what is. Empty after a timeout. Signals do not end the wait; they start its
+    /// time anew.
     ///
     /// # Errors
     /// The kernel's error, not expected.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<&[Ready]> {
-        let timeout = timeout.map_or(EpollTimeout::NONE, milliseconds);
         let count = loop {
-            match self.epoll.wait(&mut self.events, timeout) {
+            let result = match timeout {
+                Some(timeout) if self.nanoseconds && timeout.subsec_nanos() % 1_000_000 != 0 => {
+                    self.wait_exactly(timeout)
+                }
+                timeout => {
+                    let timeout = timeout.map_or(EpollTimeout::NONE, milliseconds);
+                    self.epoll.wait(&mut self.events, timeout)
+                }
+            };
+            match result {
                 Err(Errno::EINTR) => continue,
+                // An older kernel, or a container's filter of system calls.
+                Err(Errno::ENOSYS | Errno::EPERM) if self.nanoseconds => self.nanoseconds = false,
                 result => break result?,
             }
         };
@@ -144,6 +158,27 @@ impl Poller {
         self.ready
             .extend(self.events[..count].iter().map(Ready::from));
         Ok(&self.ready)
+    }
+
+    /// Waits no longer than `timeout`, to the nanosecond (and the thread's timer slack).
+    fn wait_exactly(&mut self, timeout: Duration) -> nix::Result<usize> {
+        let timeout = libc::timespec {
+            tv_sec: timeout.as_secs() as libc::time_t,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        // JUSTIFICATION: nix has no `epoll_pwait2`.
+        // SAFETY: `EpollEvent` is a transparent `epoll_event`; the kernel writes at most as many as the array holds, and
+        // reads the timespec; both are borrowed for the call. No signal mask is given.
+        let count = unsafe {
+            libc::epoll_pwait2(
+                self.epoll.0.as_raw_fd(),
+                self.events.as_mut_ptr().cast(),
+                self.events.len() as libc::c_int,
+                &raw const timeout,
+                std::ptr::null(),
+            )
+        };
+        Errno::result(count).map(|count| count as usize)
     }
 }
 

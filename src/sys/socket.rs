@@ -134,6 +134,7 @@ pub(super) fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> 
 /// The kernel's error.
 pub(super) fn set_program(
     fd: BorrowedFd<'_>,
+    level: i32,
     name: i32,
     program: &[libc::sock_filter],
 ) -> io::Result<()> {
@@ -144,15 +145,8 @@ pub(super) fn set_program(
     let len = mem::size_of::<libc::sock_fprog>() as libc::socklen_t;
     // JUSTIFICATION: std and nix cannot attach a socket program.
     // SAFETY: the kernel reads the sock_fprog and the `len` instructions it points to; both are borrowed for the call.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            name,
-            (&raw const value).cast(),
-            len,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) };
     check(result)
 }
 

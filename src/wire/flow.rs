@@ -4,7 +4,7 @@
 //! One flow always gives one value, so nothing is reordered. Fragments hash by addresses alone: only
 //! the first has ports, and all must take one path.
 
-use super::inner::{Inner, Kind, chunk};
+use super::inner::{Inner, Kind, PROTO_UDP, chunk};
 
 /// The lowest source port: the start of the dynamic range (RFC 6335 §6).
 pub const SOURCE_PORT_MIN: u16 = 49152;
@@ -35,6 +35,42 @@ pub fn hash(frame: &[u8], inner: &Inner) -> u32 {
 #[inline]
 pub const fn source_port(hash: u32) -> u16 {
     SOURCE_PORT_MIN | (hash >> 18) as u16
+}
+
+/// A flow of unfragmented UDP as far as a socket filter compares it: of addresses the last four bytes alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DatagramFlow {
+    /// Over IPv6.
+    pub v6: bool,
+    /// Last four bytes of the source address, big endian.
+    pub source: u32,
+    /// Last four bytes of the destination address, big endian.
+    pub destination: u32,
+    /// Source port, then destination port.
+    pub ports: u32,
+}
+
+impl DatagramFlow {
+    /// The flow of a frame; `None` for all but UDP in one piece, untagged and without IPv6 extension headers.
+    #[inline]
+    pub fn of(frame: &[u8], inner: &Inner) -> Option<DatagramFlow> {
+        if inner.proto != PROTO_UDP || inner.vlan.is_some() || !inner.has_ports() {
+            return None;
+        }
+        let (l3, l4) = (usize::from(inner.l3), usize::from(inner.l4));
+        let (source, destination) = match inner.kind {
+            Kind::Ipv4 => (12, 16),
+            Kind::Ipv6 if !inner.has_options => (20, 36),
+            _ => return None,
+        };
+        let word = |at| chunk::<4>(frame, at).map(|bytes| u32::from_be_bytes(*bytes));
+        Some(DatagramFlow {
+            v6: inner.kind == Kind::Ipv6,
+            source: word(l3 + source)?,
+            destination: word(l3 + destination)?,
+            ports: word(l4)?,
+        })
+    }
 }
 
 #[inline]

@@ -108,6 +108,7 @@ impl LinuxPlumbing {
         if let Some(workers) = settings.workers {
             config.workers = workers;
         }
+        config.worker.bulk_pause = settings.bulk_pause;
         let big = uplink == UplinkKind::Packet && !off("big");
         if !big {
             config.worker.merge.max_len = config.worker.merge.max_len.min(65_535);

@@ -18,10 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 
-use super::SysError;
 use super::error::Context;
 use super::message::{self, Control, ControlMessages};
 use super::socket::{self, RawAddress};
+use super::{SysError, steer};
 
 /// Most segments one send may have (`UDP_MAX_SEGMENTS`; 64 before Linux 6.9).
 pub const SEGMENTS_MAX: usize = 128;
@@ -266,15 +266,21 @@ impl UdpSocket {
         self.v6
     }
 
-    /// Makes the sender's port choose the socket of this reuseport group: port modulo `members`, in the order the
-    /// sockets were bound. Attached once, to any socket of the group, it holds for all. Without it the kernel chooses
-    /// by a hash over both addresses and ports, which is as flow-affine but not predictable.
+    /// Makes the datagrams choose the socket of this reuseport group, in the order in which the sockets were bound: the
+    /// worker by the sender's port, modulo `workers`, and the lane by what the VXLAN datagram carries; first come the
+    /// workers' sockets for all that is not TCP, then those for TCP. Attached once, to any socket of the
+    /// group, it holds for all.
     ///
     /// # Errors
-    /// `EINVAL`: the socket was opened without `reuse_port`, or `members` is 0.
-    pub fn steer_by_source_port(&self, members: u16) -> io::Result<()> {
-        let program = steering_program(self.v6, members);
-        socket::set_program(self.as_fd(), libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+    /// `EINVAL`: the socket was opened without `reuse_port`, or `workers` is 0.
+    pub fn steer(&self, workers: u16) -> io::Result<()> {
+        let program = steer::underlay_program(self.v6, workers);
+        socket::set_program(
+            self.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            &program,
+        )
     }
 
     fn open(v6: bool) -> io::Result<Self> {
@@ -436,34 +442,6 @@ fn meta_of(
         }
     }
     Ok(meta)
-}
-
-/// Builds "return source port % members". The program sees the datagram from the UDP payload on; the port is reached
-/// through the network header. IPv6 extension headers are not skipped: VXLAN has none, and a wrong member is no harm.
-fn steering_program(v6: bool, members: u16) -> Vec<libc::sock_filter> {
-    let network = libc::SKF_NET_OFF as u32;
-    let step = |code: u32, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    };
-    let mut program = Vec::with_capacity(4);
-    if v6 {
-        program.push(step(
-            libc::BPF_LD | libc::BPF_H | libc::BPF_ABS,
-            network + 40,
-        ));
-    } else {
-        program.push(step(libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH, network));
-        program.push(step(libc::BPF_LD | libc::BPF_H | libc::BPF_IND, network));
-    }
-    program.push(step(
-        libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K,
-        members.into(),
-    ));
-    program.push(step(libc::BPF_RET | libc::BPF_A, 0));
-    program
 }
 
 #[cfg(test)]
