@@ -366,6 +366,13 @@ fn v6(protocol: u8, sport: u16, hop_by_hop: u8) -> Vec<u8> {
     in_ethernet(0x86dd, &packet)
 }
 
+/// With a fragment header, the named port behind it.
+fn fragment_v6(protocol: u8) -> Vec<u8> {
+    let mut frame = v6(protocol, 7, 1);
+    frame[14 + 6] = 44;
+    frame
+}
+
 fn in_ethernet(ethertype: u16, packet: &[u8]) -> Vec<u8> {
     let mut frame = ethernet(packet.len());
     frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
@@ -403,6 +410,7 @@ fn each_frame_goes_to_the_lane_of_its_flow() {
             // Other extension headers and UDP behind options of the path are not looked behind.
             v6(60, 1, 0),
             v6(udp, 7, 1),
+            fragment_v6(udp),
             in_ethernet(0x0806, &[6; 28]),
             in_ethernet(0x88cc, &[6; 60]),
             // Too short to tell.
@@ -419,6 +427,7 @@ fn each_frame_goes_to_the_lane_of_its_flow() {
             v6(tcp, 1, 0),
             v6(tcp, 1, 1),
             v6(tcp, 1, 2),
+            fragment_v6(tcp),
         ],
         vec![
             v4(udp, 7, 0, 0),

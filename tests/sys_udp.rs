@@ -385,16 +385,23 @@ fn steering_chooses_the_worker_by_source_port_and_the_lane_by_what_is_inside() {
         reuse_port: true,
         ..UdpOptions::default()
     };
-    let behind_options = |protocol| {
+    let behind = |header, protocol| {
         let mut datagram = vxlan(0x86dd, 40, protocol);
-        datagram[22 + 6] = 0;
+        datagram[22 + 6] = header;
         datagram
     };
-    let tcp = [vxlan(0x0800, 9, 6), vxlan(0x86dd, 6, 6), behind_options(6)];
+    let tcp = [
+        vxlan(0x0800, 9, 6),
+        vxlan(0x86dd, 6, 6),
+        behind(0, 6),
+        behind(44, 6),
+    ];
     let rest = [
         vxlan(0x0800, 9, 17),
         vxlan(0x86dd, 6, 17),
-        behind_options(17),
+        behind(0, 17),
+        behind(44, 17),
+        behind(60, 6),
         vxlan(0x0806, 9, 6),
     ];
     for ip in ["127.0.0.1", "[::1]"] {

@@ -4,7 +4,7 @@
 //!
 //! Members of a group stand in lanes: first one socket per worker for all that is not TCP, then one per worker for TCP,
 //! then, at an uplink, one per worker for the UDP flows that the program names. All frames of a flow go to one worker. TCP
-//! means TCP over IPv4, or over IPv6 with at most a hop-by-hop header. A frame too short to tell goes to the first member.
+//! means TCP over IPv4, or over IPv6 with at most a hop-by-hop or a fragment header. A frame too short to tell goes to the first member.
 
 /// A UDP flow as a program compares it: of addresses only the last four bytes, so that another flow with the same ports
 /// may pass for it.
@@ -182,6 +182,19 @@ fn family(w: &mut Writer, v6: bool, bulk: &[SteeredFlow], leaves: [Label; 3]) {
     w.if_equal(libc::IPPROTO_TCP as u32, tcp);
     w.if_equal(libc::IPPROTO_UDP as u32, udp);
     if v6 {
+        // A fragment of TCP stays with the whole frames of its flow. Both headers name at the start what follows them.
+        let (fragment, not_one) = (w.label(), w.label());
+        w.jump(
+            libc::BPF_JEQ,
+            libc::IPPROTO_FRAGMENT as u32,
+            fragment,
+            not_one,
+        );
+        w.place(fragment);
+        w.load(libc::BPF_B, NETWORK + 40);
+        w.if_equal(libc::IPPROTO_TCP as u32, leaf_tcp);
+        w.go(rest);
+        w.place(not_one);
         // Linux before 7.0 puts a hop-by-hop header into TCP's super-frames beyond 64 KiB.
         w.unless_equal(libc::IPPROTO_HOPOPTS as u32, rest);
         w.load(libc::BPF_B, NETWORK + 40);
@@ -271,7 +284,10 @@ pub(super) fn underlay_program(v6: bool, workers: u16) -> Vec<Instruction> {
     w.place(ipv6);
     w.load(libc::BPF_B, INNER_NETWORK + 6);
     w.if_equal(libc::IPPROTO_TCP as u32, tcp);
+    let behind = w.label();
+    w.if_equal(libc::IPPROTO_FRAGMENT as u32, behind);
     w.unless_equal(libc::IPPROTO_HOPOPTS as u32, rest);
+    w.place(behind);
     w.load(libc::BPF_B, INNER_NETWORK + 40);
     w.if_equal(libc::IPPROTO_TCP as u32, tcp);
     for (lane, leaf) in [rest, tcp].into_iter().enumerate() {
