@@ -133,17 +133,17 @@ impl Steering {
 
     fn change(&self, worker: usize, change: &SteerChange) -> io::Result<()> {
         let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = flows.len();
+        let before = flows.clone();
         match change {
             SteerChange::Divert(flow) => {
                 let known = flows.iter().any(|(_, known)| known == flow);
-                if !known && before < steer::FLOWS_MAX {
+                if !known && before.len() < steer::FLOWS_MAX {
                     flows.push((worker, *flow));
                 }
             }
             SteerChange::Restore => flows.retain(|(owner, _)| *owner != worker),
         }
-        if flows.len() == before {
+        if *flows == before {
             return Ok(());
         }
         let named: Vec<SteeredFlow> = flows
@@ -155,23 +155,35 @@ impl Steering {
                 ports: flow.ports,
             })
             .collect();
-        self.group.steer(self.workers, &named)
+        let outcome = self.group.steer(self.workers, &named);
+        if outcome.is_err() {
+            *flows = before;
+        }
+        outcome
     }
 }
 
 /// Carries out what workers ask for, until nobody can ask any more.
 pub fn steer(requests: &Receiver<SteerRequest>) {
     while let Ok(request) = requests.recv() {
-        let Some(steering) = request.steering.upgrade() else {
-            continue;
-        };
-        match steering.change(request.worker, &request.change) {
-            Ok(()) => tracing::debug!(change = ?request.change, "steered"),
-            Err(error) => tracing::warn!(%error, "a flow's lane cannot be changed"),
+        // Until it has happened it has not settled, and workers keep the order: so it is tried again.
+        while let Some(steering) = request.steering.upgrade() {
+            match steering.change(request.worker, &request.change) {
+                Ok(()) => {
+                    tracing::debug!(change = ?request.change, "steered");
+                    steering.done.fetch_add(1, Ordering::Release);
+                    break;
+                }
+                Err(error) => tracing::warn!(%error, "a flow's lane cannot be changed yet"),
+            }
+            drop(steering);
+            std::thread::sleep(STEER_RETRY);
         }
-        steering.done.fetch_add(1, Ordering::Release);
     }
 }
+
+/// The kernel had no memory for a program.
+const STEER_RETRY: Duration = Duration::from_millis(100);
 
 impl LinuxPort {
     /// What to wait for, and the lane to read then. Of the bulk lane nobody is told: it is read when it is due.

@@ -228,7 +228,7 @@ impl PacketSocket {
     /// (`synchronize_net`): not for a forwarding thread.
     ///
     /// # Errors
-    /// `EINVAL`: no such group, or no workers.
+    /// `EINVAL`: no such group. `ENOMEM`; the program before stays.
     pub fn steer(&self, workers: u16, bulk: &[SteeredFlow]) -> io::Result<()> {
         let program = steer::uplink_program(workers, bulk);
         socket::set_program(
