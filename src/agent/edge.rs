@@ -39,7 +39,7 @@ pub mod state;
 /// What the edge's task keeps in mind.
 #[derive(Debug, Default)]
 pub struct Edge {
-    /// What stands in the kernel. Never held while a network's lock is asked for.
+    /// What stands in the kernel. Never held while a network's lock is asked for; `ports` may be.
     pub(super) applied: Mutex<rules::Applied>,
     /// Listeners on published ports.
     pub(super) ports: Mutex<ports::Ports>,
@@ -55,7 +55,7 @@ pub struct Edge {
     pub(super) legs: Mutex<egress::Given>,
 }
 
-/// Starts the task that keeps the edge as it should be.
+/// Starts the tasks that keep the edge as it should be.
 pub fn spawn(agent: &Agent) {
     let watched = agent.clone();
     let mut changed = agent.watch_services();
@@ -83,6 +83,26 @@ pub fn spawn(agent: &Agent) {
         watched.inner.edge.ports.lock().await.close();
         watched.inner.edge.health.lock().await.stop();
     });
+    spawn_backends(agent);
+}
+
+/// Starts the task that follows backends that change, in the rules that stand and on the ingress network. It waits
+/// neither for interfaces nor for a disk: meanwhile connections would be led to backends that are gone.
+fn spawn_backends(agent: &Agent) {
+    let watched = agent.clone();
+    let mut changed = agent.watch_services();
+    agent.inner.tasks.spawn("backends", |mut stop| async move {
+        loop {
+            tokio::select! {
+                () = ended(&mut stop) => return,
+                result = changed.changed() => if result.is_err() { return },
+            }
+            tokio::time::sleep(GATHER).await;
+            changed.mark_unchanged();
+            mesh::follow(&watched).await;
+            rules::follow(&watched).await;
+        }
+    });
 }
 
 /// How closely the kernel is looked at.
@@ -101,6 +121,8 @@ async fn settle(agent: &Agent, look: Look) {
     }
     news::settle(agent).await;
     let_go(agent).await;
+    // Others are told before anything is taken away that they lead to.
+    mesh::leave(agent).await;
     egress::settle(agent, look).await;
     mesh::settle(agent, look).await;
     health::settle(agent).await;

@@ -52,7 +52,7 @@ pub(super) struct Inner {
     pub(super) tasks: Tasks,
     pub(super) started: Instant,
     live: Mutex<Live>,
-    file: tokio::sync::Mutex<StateFile>,
+    file: Arc<tokio::sync::Mutex<StateFile>>,
     saves: Saves,
     networks: Locks<RwLock<()>>,
     /// How many containers of engines join at the same time.
@@ -226,7 +226,7 @@ impl Agent {
             tasks: Tasks::default(),
             started: Instant::now(),
             live: Mutex::new(live),
-            file: tokio::sync::Mutex::new(file),
+            file: Arc::new(tokio::sync::Mutex::new(file)),
             saves: Saves::default(),
             networks: Locks::default(),
             joins: tokio::sync::Semaphore::new(JOINS_MAX),
@@ -427,15 +427,17 @@ impl Agent {
     pub(super) async fn save(&self) -> Result<(), ApiError> {
         let saves = &self.inner.saves;
         let ours = saves.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let file = self.inner.file.lock().await;
+        let file = Arc::clone(&self.inner.file).lock_owned().await;
         if saves.done.load(Ordering::Acquire) >= ours {
             self.services_changed();
             return Ok(());
         }
         let served = saves.asked.load(Ordering::Acquire);
         let node = self.live().node.clone();
-        // A state file is small and local; blocking a little here keeps the order of writes simple.
-        let saved = file.save(&node);
+        // A busy disk takes seconds, and nothing else is to wait for it.
+        let written = tokio::task::spawn_blocking(move || (file.save(&node), file)).await;
+        let (saved, _file) =
+            written.map_err(|_| ApiError::internal("writing the state file panicked"))?;
         if saved.is_ok() {
             saves.done.store(served, Ordering::Release);
         }

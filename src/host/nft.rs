@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use futures_util::FutureExt;
+use futures_util::stream::{self, TryStreamExt};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
@@ -88,8 +89,10 @@ pub async fn rules(netns: &Netns) -> Result<Option<String>, HostError> {
     }
 }
 
-/// Forgets flows to backends that get no more of them: those of UDP, whose next datagram then goes to another one.
-/// `gone` also lose connections that never came to be: their next attempt goes to another, too. Both are backends' addresses.
+/// Forgets flows to backends that get no more of them: those of UDP, whose next datagram then goes to another one, and
+/// connections of TCP that were refused or reset. The kernel keeps the latter for ten seconds and leads a new connection
+/// from the same port after them; those that ended in peace it begins anew by itself. `gone` also lose connections that
+/// never came to be: their next attempt goes to another, too. Both are backends' addresses.
 ///
 /// # Errors
 /// [`HostError::NoProgram`] without `conntrack`; [`HostError::Rules`] with what it said.
@@ -99,22 +102,37 @@ pub async fn forget_flows(
     gone: &[IpAddr],
 ) -> Result<(), HostError> {
     const DATAGRAMS: &[&str] = &["-p", "udp"];
+    const REFUSED: &[&str] = &["-p", "tcp", "--state", "CLOSE"];
     const ATTEMPTS: &[&str] = &["-p", "tcp", "--state", "SYN_SENT"];
-    let datagrams = left.iter().map(|source| (source, DATAGRAMS));
-    let attempts = gone.iter().map(|source| (source, ATTEMPTS));
-    for (source, kind) in datagrams.chain(attempts) {
-        let source = source.to_string();
-        let mut arguments = vec!["-D"];
-        arguments.extend(kind);
-        arguments.extend(["-r", &source]);
-        match run_program(netns, "conntrack", &arguments, String::new()).await {
-            // Its way to say that there was none.
-            Err(HostError::Rules { said, .. }) if said.contains("0 flow entries") => {}
-            other => drop(other?),
-        }
+    let mut kinds: Vec<(IpAddr, &[&str])> = Vec::new();
+    for source in left {
+        kinds.extend([(*source, DATAGRAMS), (*source, REFUSED)]);
     }
-    Ok(())
+    for source in gone {
+        kinds.push((*source, ATTEMPTS));
+    }
+    stream::iter(kinds.into_iter().map(Ok))
+        .try_for_each_concurrent(FORGETTING_MAX, |(source, kind)| {
+            forget_kind(netns, source, kind)
+        })
+        .await
 }
+
+/// Forgets flows of one kind to a backend.
+async fn forget_kind(netns: &Netns, source: IpAddr, kind: &[&str]) -> Result<(), HostError> {
+    let source = source.to_string();
+    let mut arguments = vec!["-D"];
+    arguments.extend(kind);
+    arguments.extend(["-r", &source]);
+    match run_program(netns, "conntrack", &arguments, String::new()).await {
+        // Its way to say that there was none.
+        Err(HostError::Rules { said, .. }) if said.contains("0 flow entries") => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Programs at the same time that forget flows.
+const FORGETTING_MAX: usize = 4;
 
 /// `delete` alone fails where there is no table, and 1.0.6 has no `destroy`.
 fn absent() -> String {

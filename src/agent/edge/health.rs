@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::agent::endpoint::Endpoint;
 use crate::agent::handle::Agent;
 use crate::model::service::{HealthCheck, Probe};
 use crate::sys::netns::Netns;
@@ -136,20 +137,21 @@ async fn watch(agent: Agent, subject: Subject) {
 
 /// Says how a backend stands; one that is draining stays so.
 async fn stand(agent: &Agent, endpoint: &str, standing: Standing) {
-    let differs = {
-        let live = agent.live();
-        let found = live.node.endpoints.get(endpoint);
-        found.is_some_and(|e| {
-            e.backing.standing != standing && e.backing.standing != Standing::Draining
+    let stands = |endpoint: &Endpoint| {
+        let stays = [standing, Standing::Draining].contains(&endpoint.backing.standing);
+        (!stays).then(|| {
+            let mut after = endpoint.clone();
+            after.backing.standing = standing;
+            after
         })
     };
-    if differs {
-        let altered = agent
-            .alter_endpoint(endpoint, |e| e.backing.standing = standing)
-            .await;
-        if let Err(error) = altered {
-            tracing::warn!(endpoint, %error, "what its check says was not noted");
-        }
+    let found = agent.live().node.endpoints.get(endpoint).cloned();
+    if found.as_ref().and_then(&stands).is_none() {
+        return;
+    }
+    let led = agent.lead_endpoint(endpoint, |_, endpoint| stands(endpoint));
+    if let Err(error) = led.await {
+        tracing::warn!(endpoint, %error, "what its check says was not told");
     }
 }
 

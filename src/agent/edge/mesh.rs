@@ -12,8 +12,9 @@ use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::handle::Agent;
 use crate::agent::network::Network;
 use crate::agent::plumbing::edge::SANDBOX;
+use crate::agent::state::NodeState;
 use crate::agent::verbs::endpoint::Role;
-use crate::tables::record::Backing;
+use crate::tables::record::{Backing, Standing};
 
 /// Makes the mesh on this node while any service publishes ports, and takes it away otherwise.
 pub(super) async fn settle(agent: &Agent, look: Look) {
@@ -27,7 +28,13 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
         Ok(()) => agent.well_again("ingress mesh"),
         Err(error) => agent.trouble("ingress mesh", error.code.as_str(), &error),
     }
-    settle_backends(agent, &ingress).await;
+    settle_backends(agent, &ingress, |_| true).await;
+}
+
+/// Of backends' endpoints on the ingress network, tells of those that change, and detaches those that are to go.
+pub(super) async fn leave(agent: &Agent) {
+    let ingress = agent.live().node.catalog.ingress().clone();
+    settle_backends(agent, &ingress, |step| !matches!(step, Step::Attach(..))).await;
 }
 
 /// Where the namespace is.
@@ -82,7 +89,7 @@ pub(super) async fn take_down(agent: &Agent) {
 /// What a workload's endpoint on the ingress network is to become.
 enum Step {
     Attach(AttachRequest, Backing),
-    Alter(String, AttachRequest, Backing),
+    Alter(String),
     Detach(String),
     /// Its service is published no more, and not all nodes may know: who is led there yet is to be answered.
     DetachLater(String),
@@ -110,14 +117,13 @@ impl Idle {
     }
 }
 
-async fn settle_backends(agent: &Agent, ingress: &Network) {
+async fn settle_backends(agent: &Agent, ingress: &Network, meant: impl Fn(&Step) -> bool) {
     let steps: Vec<(String, Step)> = {
         let live = agent.live();
         let workloads = workloads(&live.node);
         let steps = workloads.values().filter_map(|workload| {
-            let wish = workload
-                .ingress_wish(&live.node)
-                .map(|(name, mut services, backing)| {
+            let step = match (workload.ingress_wish(&live.node), workload.ingress) {
+                (Some((name, mut services, backing)), None) => {
                     let service = services.remove(0);
                     let wish = AttachRequest {
                         target: workload.place.target.clone(),
@@ -127,18 +133,11 @@ async fn settle_backends(agent: &Agent, ingress: &Network) {
                         weight: Some(backing.weight),
                         ..AttachRequest::default()
                     };
-                    (wish, backing)
-                });
-            let step = match (wish, workload.ingress) {
-                (Some((wish, backing)), None) => Step::Attach(wish, backing),
-                (Some((wish, backing)), Some(there)) => {
-                    let same = there.service == *wish.service.as_ref()?
-                        && there.aliases == wish.aliases
-                        && there.backing == backing;
-                    if same || there.mac.is_ingress_leg() {
-                        return None;
-                    }
-                    Step::Alter(there.id.clone(), wish, backing)
+                    Step::Attach(wish, backing)
+                }
+                (Some(_), Some(there)) => {
+                    altered(&live.node, there)?;
+                    Step::Alter(there.id.clone())
                 }
                 (None, Some(there)) if !there.mac.is_ingress_leg() => {
                     match workload.endpoints[..] {
@@ -159,18 +158,11 @@ async fn settle_backends(agent: &Agent, ingress: &Network) {
         .lock()
         .await
         .wait(steps, Instant::now());
-    for (target, step) in steps {
+    for (target, step) in steps.into_iter().filter(|(_, step)| meant(step)) {
         let key = format!("ingress of workload {target}");
         let done = match step {
             Step::Attach(wish, backing) => attach(agent, ingress, wish, backing).await,
-            Step::Alter(id, wish, backing) => {
-                let alter = move |endpoint: &mut Endpoint| {
-                    endpoint.service = wish.service.unwrap_or_default();
-                    endpoint.aliases = wish.aliases;
-                    endpoint.backing = backing;
-                };
-                agent.alter_endpoint(&id, alter).await
-            }
+            Step::Alter(id) => agent.lead_endpoint(&id, altered).await,
             Step::Detach(id) | Step::DetachLater(id) => {
                 agent.detach_on(&ingress.id, &id).await.map(drop)
             }
@@ -194,8 +186,51 @@ async fn attach(
     let workload = agent.plumbing().workload(&wish.target)?;
     agent.settle_workload(workload.netns_inode).await;
     agent
-        .alter_endpoint(&attached.id, move |endpoint| endpoint.backing = backing)
+        .lead_endpoint(&attached.id, |_, endpoint| {
+            (endpoint.backing != backing).then(|| Endpoint {
+                backing,
+                ..endpoint.clone()
+            })
+        })
         .await
+}
+
+/// A workload's endpoint on the ingress network as it should be, if that differs.
+fn altered(node: &NodeState, there: &Endpoint) -> Option<Endpoint> {
+    if there.mac.is_ingress_leg() {
+        return None;
+    }
+    let workloads = workloads(node);
+    let workload = workloads.get(&there.netns_inode)?;
+    let (_, mut services, backing) = workload.ingress_wish(node)?;
+    let after = Endpoint {
+        service: services.remove(0),
+        aliases: services,
+        backing,
+        ..there.clone()
+    };
+    (after != *there).then_some(after)
+}
+
+/// Tells of backends that get no connections any more, as soon as they get none on their own network.
+pub(super) async fn follow(agent: &Agent) {
+    let out: Vec<String> = {
+        let live = agent.live();
+        let ingress = &live.node.catalog.ingress().id;
+        let backends = live.endpoints_of(ingress);
+        let out = backends.filter(|there| closed(&live.node, there).is_some());
+        out.map(|there| there.id.clone()).collect()
+    };
+    for id in out {
+        if let Err(error) = agent.lead_endpoint(&id, closed).await {
+            tracing::debug!(endpoint = id, %error, "published ports lead there yet");
+        }
+    }
+}
+
+/// As [`altered`], if it gets no connections then. Those that are to get some may have to wait for their rules.
+fn closed(node: &NodeState, there: &Endpoint) -> Option<Endpoint> {
+    altered(node, there).filter(|after| after.backing.standing != Standing::Ready)
 }
 
 /// More than other nodes need to hear of a service's end.

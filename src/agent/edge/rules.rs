@@ -112,8 +112,9 @@ impl Recipe {
 
 /// Puts the rules of every namespace that needs other ones than it has.
 pub(super) async fn settle(agent: &Agent, look: Look) {
-    let wanted = wanted(agent).await;
+    // In this order, or what somebody else has put meanwhile would be replaced by what was wanted before.
     let mut applied = agent.inner.edge.applied.lock().await;
+    let wanted = wanted(agent).await;
     let gone: Vec<Place> = applied
         .places
         .keys()
@@ -150,7 +151,7 @@ pub(super) async fn settle(agent: &Agent, look: Look) {
 
 /// As [`settle`], for the node and one workload.
 pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
-    settle_some(agent, |place| match place {
+    settle_some(agent, |place, _| match place {
         Place::Node => true,
         Place::Workload(workload) => workload.netns_inode == netns_inode,
     })
@@ -159,14 +160,23 @@ pub(super) async fn settle_one(agent: &Agent, netns_inode: u64) {
 
 /// As [`settle`], for the node alone.
 pub(super) async fn settle_node(agent: &Agent) {
-    settle_some(agent, |place| *place == Place::Node).await;
+    settle_some(agent, |place, _| *place == Place::Node).await;
 }
 
-async fn settle_some(agent: &Agent, meant: impl Fn(&Place) -> bool) {
-    let wanted = wanted(agent).await;
+/// As [`settle`], for backends that came, went or changed where rules stand already.
+pub(super) async fn follow(agent: &Agent) {
+    settle_some(agent, |place, applied| {
+        *place != Place::Node && applied.places.contains_key(place)
+    })
+    .await;
+}
+
+async fn settle_some(agent: &Agent, meant: impl Fn(&Place, &Applied) -> bool) {
+    // In this order, or what somebody else has put meanwhile would be replaced by what was wanted before.
     let mut applied = agent.inner.edge.applied.lock().await;
+    let wanted = wanted(agent).await;
     for (place, wanted) in wanted {
-        if meant(&place) {
+        if meant(&place, &applied) {
             let done = put(agent, &mut applied, &place, wanted, Look::Changes).await;
             report(agent, &place, done);
         }

@@ -8,9 +8,10 @@ use crate::agent::api::{AttachRequest, EndpointView};
 use crate::agent::endpoint::{Choice, Endpoint, Taken, check_ifname, choose};
 use crate::agent::error::{ApiError, ErrorCode};
 use crate::agent::events::Event;
-use crate::agent::handle::{Agent, Live};
+use crate::agent::handle::{Agent, Live, Turn};
 use crate::agent::network::{Network, check_name};
 use crate::agent::plumbing::{EndpointPlan, Workload};
+use crate::agent::state::NodeState;
 use crate::agent::{ident, reconcile, suggest};
 use crate::cluster::gossip::ALIASES_MAX;
 use crate::tables::record::{Backing, Standing};
@@ -126,7 +127,8 @@ impl Agent {
         let (endpoint, mtu) = match self.plug(network, endpoint.clone()).await {
             Ok(plugged) => plugged,
             Err(error) => {
-                self.withdraw(network, &endpoint);
+                self.tell_gone(network, &endpoint);
+                self.give_back(network, &endpoint);
                 return Err(error);
             }
         };
@@ -163,6 +165,39 @@ impl Agent {
         id: &str,
         alter: impl FnOnce(&mut Endpoint),
     ) -> Result<(), ApiError> {
+        let (_turn, network, before) = self.turn_of_endpoint(id).await?;
+        let mut after = before.clone();
+        alter(&mut after);
+        self.tell_and_save(&network, before, after).await
+    }
+
+    /// As [`Agent::alter_endpoint`], for what follows from other state, and would again after a restart: it waits for
+    /// no disk. `alter` tells how the endpoint should be, if otherwise than it is.
+    ///
+    /// # Errors
+    /// `endpoint_not_found`.
+    pub(in crate::agent) async fn lead_endpoint(
+        &self,
+        id: &str,
+        alter: impl FnOnce(&NodeState, &Endpoint) -> Option<Endpoint>,
+    ) -> Result<(), ApiError> {
+        let (_turn, network, before) = self.turn_of_endpoint(id).await?;
+        let after = alter(&self.live().node, &before);
+        let Some(after) = after else {
+            return Ok(());
+        };
+        self.put_and_tell(&network, after).await?;
+        let agent = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = agent.save().await {
+                tracing::warn!(%error, "how a backend stands was not saved");
+            }
+        });
+        Ok(())
+    }
+
+    /// The turn of an endpoint's network, or one that is detached meanwhile would be told of again.
+    async fn turn_of_endpoint(&self, id: &str) -> Result<(Turn, Network, Endpoint), ApiError> {
         let gone = || {
             ApiError::new(
                 ErrorCode::EndpointNotFound,
@@ -177,24 +212,46 @@ impl Agent {
                 .map(|endpoint| endpoint.network.clone())
                 .ok_or_else(gone)?
         };
-        // Or one that is detached meanwhile would be told of again.
-        let _turn = self.lock_network(&network).await;
-        let (network, before, after) = {
-            let mut live = self.live();
-            let version = live.next_version();
-            let before = live.node.endpoints.get(id).cloned().ok_or_else(gone)?;
-            let network = live.network(&before.network)?.clone();
-            let mut after = before.clone();
-            alter(&mut after);
-            after.version = version;
-            live.node.endpoints.insert(id.to_owned(), after.clone());
-            (network, before, after)
+        let turn = self.lock_network(&network).await;
+        let live = self.live();
+        let endpoint = live.node.endpoints.get(id).cloned().ok_or_else(gone)?;
+        let network = live.network(&endpoint.network)?.clone();
+        Ok((turn, network, endpoint))
+    }
+
+    /// Puts an endpoint in place of one as it was. Others hear of it before it is on disk, which may take seconds:
+    /// nobody is to be led to a backend meanwhile that gets no connections. After a crash in between everything is told
+    /// anew, under the next start's number. The caller holds the network's lock.
+    ///
+    /// # Errors
+    /// `state_not_saved`: everything is as before then, for others, too.
+    pub(super) async fn tell_and_save(
+        &self,
+        network: &Network,
+        before: Endpoint,
+        after: Endpoint,
+    ) -> Result<(), ApiError> {
+        self.put_and_tell(network, after).await?;
+        let Err(error) = self.save().await else {
+            return Ok(());
         };
-        if let Err(error) = self.save().await {
-            self.live().node.endpoints.insert(id.to_owned(), before);
-            return Err(error);
+        self.put_and_tell(network, before).await?;
+        Err(error)
+    }
+
+    async fn put_and_tell(
+        &self,
+        network: &Network,
+        mut endpoint: Endpoint,
+    ) -> Result<(), ApiError> {
+        {
+            let mut live = self.live();
+            endpoint.version = live.next_version();
+            let id = endpoint.id.clone();
+            live.node.endpoints.insert(id, endpoint.clone());
         }
-        self.tell_again(&network, &after).await
+        self.services_changed();
+        self.tell_again(network, &endpoint).await
     }
 
     /// Tells other nodes of an endpoint.
@@ -215,13 +272,19 @@ impl Agent {
         cluster.nudge();
     }
 
-    /// Tells other nodes that an endpoint is gone, and gives its addresses back. With the last one of a network
-    /// the node takes no part in it any more.
-    fn withdraw(&self, network: &Network, endpoint: &Endpoint) {
+    /// Tells other nodes that an endpoint is gone.
+    fn tell_gone(&self, network: &Network, endpoint: &Endpoint) {
+        if let Some(cluster) = self.cluster() {
+            cluster.runtime.withdraw(&network.id, &endpoint.id);
+        }
+    }
+
+    /// Gives the addresses of an endpoint back that is gone, on disk, too. With the last one of a network the node takes
+    /// no part in it any more.
+    fn give_back(&self, network: &Network, endpoint: &Endpoint) {
         let Some(cluster) = self.cluster() else {
             return;
         };
-        cluster.runtime.withdraw(&network.id, &endpoint.id);
         self.release_addresses(&cluster, &network.id, &endpoint.ips);
         let last = self.live().endpoints_of(&network.id).next().is_none();
         if last {
@@ -479,14 +542,15 @@ impl Agent {
             live.node.endpoints.remove(&endpoint.id);
             (network, endpoint)
         };
+        // Others are to lead nobody there while the disk is written. Its addresses are free only when it is not in the
+        // state that a restart would begin with.
+        self.tell_gone(&network, &endpoint);
+        self.services_changed();
         if let Err(error) = self.save().await {
-            self.live()
-                .node
-                .endpoints
-                .insert(endpoint.id.clone(), endpoint);
+            self.put_and_tell(&network, endpoint).await?;
             return Err(error);
         }
-        let removal = match self.withdraw_locally(&network, &endpoint) {
+        let removal = match self.take_out(&network, &endpoint) {
             // The network goes with the last one, and nobody may come in between.
             true => Removal::Done(self.take_down_last(&network, &endpoint).await),
             false => Removal::Due {
@@ -508,7 +572,8 @@ impl Agent {
         network: &Network,
         endpoint: &Endpoint,
     ) -> Result<(), ApiError> {
-        match self.withdraw_locally(network, endpoint) {
+        self.tell_gone(network, endpoint);
+        match self.take_out(network, endpoint) {
             true => self.take_down_last(network, endpoint).await,
             false => self.remove_interface(&network.id, &endpoint.id).await,
         }
@@ -524,11 +589,11 @@ impl Agent {
     }
 
     /// Takes an endpoint out of tables and names. Tells whether it was the network's last one here.
-    fn withdraw_locally(&self, network: &Network, endpoint: &Endpoint) -> bool {
+    fn take_out(&self, network: &Network, endpoint: &Endpoint) -> bool {
         if let Some(segment) = network.segments.get(endpoint.segment) {
             self.plumbing().remove_record(segment.vni, &endpoint.id);
         }
-        self.withdraw(network, endpoint);
+        self.give_back(network, endpoint);
         let last = {
             let mut live = self.live();
             live.mtus.remove(&endpoint.id);

@@ -393,27 +393,19 @@ impl Agent {
             return Ok(None);
         };
         let _turn = self.lock_network(&network).await;
-        let (network, old, endpoint) = {
-            let mut live = self.live();
+        let (network, old) = {
+            let live = self.live();
             let network = live.network(&network)?.clone();
             let Some(old) = live.node.endpoints.get(id).cloned() else {
                 return Ok(None);
             };
-            let mut endpoint = old.clone();
-            endpoint.backing.weight = change.weight.unwrap_or(old.backing.weight);
-            endpoint.backing.standing = change.standing.unwrap_or(old.backing.standing);
-            if endpoint.backing != old.backing {
-                endpoint.version = live.next_version();
-                live.node.endpoints.insert(id.to_owned(), endpoint.clone());
-            }
-            (network, old, endpoint)
+            (network, old)
         };
+        let mut endpoint = old.clone();
+        endpoint.backing.weight = change.weight.unwrap_or(old.backing.weight);
+        endpoint.backing.standing = change.standing.unwrap_or(old.backing.standing);
         if endpoint != old {
-            if let Err(error) = self.save().await {
-                self.live().node.endpoints.insert(id.to_owned(), old);
-                return Err(error);
-            }
-            self.tell_again(&network, &endpoint).await?;
+            self.tell_and_save(&network, old, endpoint.clone()).await?;
         }
         let mtu = self.live().mtus.get(id).copied();
         Ok(Some(backend(self.endpoint_view(&network, &endpoint, mtu))))
