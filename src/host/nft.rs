@@ -90,8 +90,8 @@ pub async fn rules(netns: &Netns) -> Result<Option<String>, HostError> {
 }
 
 /// Forgets flows to backends that get no more of them: those of UDP, whose next datagram then goes to another one, and
-/// connections of TCP that were refused or reset. The kernel keeps the latter for ten seconds and leads a new connection
-/// from the same port after them; those that ended in peace it begins anew by itself. `gone` also lose connections that
+/// connections of TCP that were reset. The kernel keeps these for ten seconds and leads a new connection from the same
+/// port after them; those that were refused it forgets at once, and after those that ended in peace it begins anew. `gone` also lose connections that
 /// never came to be: their next attempt goes to another, too. Both are backends' addresses.
 ///
 /// # Errors
@@ -102,11 +102,11 @@ pub async fn forget_flows(
     gone: &[IpAddr],
 ) -> Result<(), HostError> {
     const DATAGRAMS: &[&str] = &["-p", "udp"];
-    const REFUSED: &[&str] = &["-p", "tcp", "--state", "CLOSE"];
+    const RESET: &[&str] = &["-p", "tcp", "--state", "CLOSE"];
     const ATTEMPTS: &[&str] = &["-p", "tcp", "--state", "SYN_SENT"];
     let mut kinds: Vec<(IpAddr, &[&str])> = Vec::new();
     for source in left {
-        kinds.extend([(*source, DATAGRAMS), (*source, REFUSED)]);
+        kinds.extend([(*source, DATAGRAMS), (*source, RESET)]);
     }
     for source in gone {
         kinds.push((*source, ATTEMPTS));
