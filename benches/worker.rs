@@ -32,11 +32,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["--once"] => once(),
+        ["--once"] | ["--once", "--bench"] => once(),
         ["--against", other] | ["--against", other, "--bench"] => against(other),
         [] | ["--bench"] => scaling(),
         _ => {
-            eprintln!("usage: cargo bench --bench worker [-- --against PROGRAM]");
+            eprintln!("usage: cargo bench --bench worker [-- --against PROGRAM | --once]");
             return ExitCode::FAILURE;
         }
     }
@@ -92,7 +92,11 @@ fn case_rate(case: &Case, tables: &Arc<Tables>, threads: usize, first_cpu: usize
     rate(threads, first_cpu, || {
         let mut this = Loop::new(case, Arc::clone(tables));
         move || {
-            let frames = this.burst();
+            // A turn may end with the last of what is there at a time, and the next one then finds nothing.
+            let frames = match this.burst() {
+                0 => this.burst(),
+                frames => frames,
+            };
             assert!(frames > 0, "there is always more to do");
             frames
         }
