@@ -38,7 +38,7 @@ use crate::cluster::manager::command::{Actor, Availability, Command};
 use crate::cluster::manager::gate::Gate;
 use crate::cluster::manager::ids::{NodeId, RequestId, Role};
 use crate::cluster::manager::raft::Timing;
-use crate::cluster::manager::raft::node::{Manager, StartError};
+use crate::cluster::manager::raft::node::{Manager, ProposeError, StartError};
 use crate::cluster::manager::reply::{Outcome, Reply};
 use crate::cluster::manager::rpc::{Answer, Link, LinkError, Proposal, Request};
 use crate::cluster::manager::store::StoreError;
@@ -417,15 +417,26 @@ impl Cluster {
             actor,
             command,
         };
-        let outcome = match self.manager() {
-            Some(manager) => manager
-                .propose(proposal)
-                .await
-                .map_err(|e| ApiError::from(&e))?,
-            None => match self.ask(Request::Propose(proposal)).await? {
-                Answer::Outcome(outcome) => outcome,
-                _ => return Err(odd_answer()),
+        let stopped = match self.manager() {
+            Some(manager) => match manager.propose(proposal.clone()).await {
+                Ok(outcome) => {
+                    self.heard();
+                    return Ok(outcome);
+                }
+                // It may just have been demoted, and others manage. Should it have agreed, they know the request.
+                Err(error @ ProposeError::Stopped(_)) => Some(ApiError::from(&error)),
+                Err(error) => return Err(ApiError::from(&error)),
             },
+            None => None,
+        };
+        let outcome = match (self.ask(Request::Propose(proposal)).await, stopped) {
+            (Ok(Answer::Outcome(outcome)), _) => outcome,
+            (Ok(_), _) => return Err(odd_answer()),
+            // Nobody else is there to ask: what is wrong is here.
+            (Err(error), Some(stopped)) if error.code == ErrorCode::NoQuorum => {
+                return Err(stopped);
+            }
+            (Err(error), _) => return Err(error),
         };
         self.heard();
         Ok(outcome)
