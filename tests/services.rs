@@ -662,6 +662,22 @@ fn many_connections_fail_only_where_a_backend_was_killed() {
 /// How long connections may fail once a backend's node knows that it is gone.
 const AFTER_KNOWN: Duration = Duration::from_secs(1);
 
+/// Has the backends checked, so that one failure within half a second is noticed.
+fn check_my_web(field: &Field) {
+    let check = [
+        "--health-tcp",
+        "80",
+        "--health-interval",
+        "500ms",
+        "--health-retries",
+        "1",
+    ];
+    field.done(
+        "n1",
+        &[&["service", "update", "my-web"][..], &check].concat(),
+    );
+}
+
 /// Waits until the node says that a backend of its own fails its check.
 fn said_to_fail(field: &Field, node: &str, backend: &str) -> Instant {
     eventually("the check fails", PATIENCE, || {
@@ -684,18 +700,7 @@ fn once_a_backend_is_known_to_be_gone_connections_fail_for_a_second_at_most() {
     let field = Field::new(&guard);
     let mut servers = field.serve_my_web();
     publish_my_web(&field);
-    let check = [
-        "--health-tcp",
-        "80",
-        "--health-interval",
-        "500ms",
-        "--health-retries",
-        "1",
-    ];
-    field.done(
-        "n1",
-        &[&["service", "update", "my-web"][..], &check].concat(),
-    );
+    check_my_web(&field);
     let node = |number: usize| SocketAddr::new(field.address(number, false), 8080);
     for number in 1..=3 {
         all_answer("ready", &backends(&field), CLIENT_V4, || {
@@ -732,7 +737,7 @@ fn once_a_backend_is_known_to_be_gone_connections_fail_for_a_second_at_most() {
         field.done("n2", &["detach", "my-network", "my-web.2"]);
         command = begun.elapsed();
         settle();
-        // The command's time is not all of one kind: it saves what it decided before anybody is told.
+        // The command starts and comes to its turn before anything ends.
         detached = load.failing_from(begun);
     });
     note(&format!(
@@ -756,18 +761,7 @@ fn a_client_whose_backend_died_may_call_from_the_same_port_again() {
     let field = Field::new(&guard);
     let mut servers = field.serve_my_web();
     publish_my_web(&field);
-    let check = [
-        "--health-tcp",
-        "80",
-        "--health-interval",
-        "500ms",
-        "--health-retries",
-        "1",
-    ];
-    field.done(
-        "n1",
-        &[&["service", "update", "my-web"][..], &check].concat(),
-    );
+    check_my_web(&field);
     let published = SocketAddr::new(field.address(1, false), 8080);
     let caller = field.workload("n1", "caller", "my-network", &[]);
     let inside: SocketAddr = format!("{}:80", vip(&field, "my-web")).parse().unwrap();

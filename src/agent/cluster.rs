@@ -417,29 +417,32 @@ impl Cluster {
             actor,
             command,
         };
-        let stopped = match self.manager() {
-            Some(manager) => match manager.propose(proposal.clone()).await {
-                Ok(outcome) => {
-                    self.heard();
-                    return Ok(outcome);
-                }
-                // It may just have been demoted, and others manage. Should it have agreed, they know the request.
-                Err(error @ ProposeError::Stopped(_)) => Some(ApiError::from(&error)),
-                Err(error) => return Err(ApiError::from(&error)),
-            },
+        let own = match self.manager() {
+            Some(manager) => Some(manager.propose(proposal.clone()).await),
             None => None,
         };
-        let outcome = match (self.ask(Request::Propose(proposal)).await, stopped) {
-            (Ok(Answer::Outcome(outcome)), _) => outcome,
-            (Ok(_), _) => return Err(odd_answer()),
-            // Nobody else is there to ask: what is wrong is here.
-            (Err(error), Some(stopped)) if error.code == ErrorCode::NoQuorum => {
-                return Err(stopped);
+        let outcome = match own {
+            // It may just have been demoted, and others manage. Should it have agreed, they know the request.
+            Some(Err(stopped @ ProposeError::Stopped(_))) => {
+                let elsewhere = self.propose_elsewhere(proposal).await;
+                elsewhere.map_err(|error| match error.code {
+                    // Nobody else is there to ask: what is wrong is here.
+                    ErrorCode::NoQuorum => ApiError::from(&stopped),
+                    _ => error,
+                })?
             }
-            (Err(error), _) => return Err(error),
+            Some(own) => own.map_err(|error| ApiError::from(&error))?,
+            None => self.propose_elsewhere(proposal).await?,
         };
         self.heard();
         Ok(outcome)
+    }
+
+    async fn propose_elsewhere(&self, proposal: Proposal) -> Result<Outcome, ApiError> {
+        match self.ask(Request::Propose(proposal)).await? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            _ => Err(odd_answer()),
+        }
     }
 
     /// Asks managers until one answers.

@@ -231,11 +231,11 @@ impl Agent {
         before: Endpoint,
         after: Endpoint,
     ) -> Result<(), ApiError> {
-        self.put_and_tell(network, after).await?;
+        let told = self.put_and_tell(network, after).await;
         let Err(error) = self.save().await else {
-            return Ok(());
+            return told;
         };
-        self.put_and_tell(network, before).await?;
+        let _first_error_counts = self.put_and_tell(network, before).await;
         Err(error)
     }
 
@@ -547,7 +547,7 @@ impl Agent {
         self.tell_gone(&network, &endpoint);
         self.services_changed();
         if let Err(error) = self.save().await {
-            self.put_and_tell(&network, endpoint).await?;
+            let _first_error_counts = self.put_and_tell(&network, endpoint).await;
             return Err(error);
         }
         let removal = match self.take_out(&network, &endpoint) {
