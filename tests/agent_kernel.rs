@@ -100,8 +100,9 @@ fn talks(from: &Space, to: &Space, address: &EndpointView) -> bool {
     let address = address.ips[0].ip();
     let server = to
         .netns()
-        .run_in(|| UdpSocket::bind((address, 5000)).unwrap())
+        .run_in(|| UdpSocket::bind((address, 0)).unwrap())
         .unwrap();
+    let there = server.local_addr().unwrap();
     let client = from
         .netns()
         .run_in(|| UdpSocket::bind("0.0.0.0:0").unwrap())
@@ -113,7 +114,7 @@ fn talks(from: &Space, to: &Space, address: &EndpointView) -> bool {
     }
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline {
-        let _no_route_yet = client.send_to(b"there", (address, 5000));
+        let _no_route_yet = client.send_to(b"there", there);
         let mut buffer = [0; 16];
         let Ok((_, back)) = server.recv_from(&mut buffer) else {
             continue;

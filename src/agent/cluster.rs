@@ -47,7 +47,7 @@ use crate::cluster::manager::watch::Replica;
 use crate::cluster::member::MemberConfig;
 use crate::cluster::node;
 use crate::cluster::pki::PkiError;
-use crate::cluster::runtime::{self, News, Runtime};
+use crate::cluster::runtime::{self, News, Runtime, while_in_use};
 use crate::tables::record::EndpointRecord;
 
 pub mod address;
@@ -334,7 +334,7 @@ impl Cluster {
     /// # Errors
     /// `port_in_use`, `certificate_refused`.
     pub async fn serve(&self, manager: Arc<Manager>) -> Result<(), ApiError> {
-        let listener = TcpListener::bind(self.control).await;
+        let listener = while_in_use(|| TcpListener::bind(self.control)).await;
         let listener = listener.map_err(|e| cannot_listen(self.control, "control_port", &e))?;
         let gate = Arc::new(Gate::new(Arc::clone(&manager)));
         let credentials = self.enrolment().credentials();

@@ -47,6 +47,9 @@ const EARLY_LEN_MAX: usize = 2_048;
 const EARLY_MS: u64 = 2_000;
 /// Frames of streams on their way in.
 const FRAMES_MAX: usize = 256;
+/// Attempts at an address in use after the first, and the time before each.
+const BIND_TRIES: u32 = 50;
+const BIND_RETRY: Duration = Duration::from_millis(10);
 
 /// What a node's part in the cluster's conversation starts with.
 #[derive(Clone, Debug)]
@@ -163,9 +166,9 @@ impl Runtime {
         mut config: Config,
         directory: Arc<Directory>,
     ) -> io::Result<(Runtime, mpsc::Receiver<News>)> {
-        let udp = UdpSocket::bind(config.addr).await?;
+        let udp = while_in_use(|| UdpSocket::bind(config.addr)).await?;
         config.addr = udp.local_addr()?;
-        let listener = TcpListener::bind(config.addr).await?;
+        let listener = while_in_use(|| TcpListener::bind(config.addr)).await?;
         let addr = config.addr;
         let (orders, inbox) = mpsc::unbounded_channel();
         let (news, outbox) = mpsc::channel(4);
@@ -250,6 +253,26 @@ impl Runtime {
         // After the end nobody listens, and nothing is to be done.
         let _ = self.orders.send(order);
     }
+}
+
+/// Binds, and tries again for half a second while the address is in use: a socket that was closed just now lives on in
+/// a program that this process is starting, until that is executed.
+///
+/// # Errors
+/// The last attempt's.
+pub async fn while_in_use<T, F>(bind: impl Fn() -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    for _ in 0..BIND_TRIES {
+        match bind().await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(BIND_RETRY).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    bind().await
 }
 
 /// All that the task owns, without its sockets.

@@ -455,3 +455,70 @@ impl Underlay for LinuxUnderlay {
         std::mem::take(&mut self.overflow)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::link;
+    use crate::sys::packet::PacketOptions;
+
+    fn flow(port: u32) -> DatagramFlow {
+        DatagramFlow {
+            ports: port,
+            ..DatagramFlow::default()
+        }
+    }
+
+    /// On a socket without a group, whose kernel refuses every program.
+    fn refused() -> Option<Arc<Steering>> {
+        if !nix::unistd::geteuid().is_root() {
+            println!("SKIP: a refused program: packet sockets need root");
+            return None;
+        }
+        let loopback = link::index_of("lo").unwrap();
+        let group = PacketSocket::open(loopback, &PacketOptions::default()).unwrap();
+        assert!(Steering::new(&group, 1).is_err());
+        Some(Arc::new(Steering {
+            group,
+            workers: 1,
+            flows: Mutex::new(vec![(0, flow(1))]),
+            asked: AtomicU64::new(1),
+            done: AtomicU64::new(0),
+        }))
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_leaves_what_was_steered() {
+        let Some(steering) = refused() else {
+            return;
+        };
+        for change in [SteerChange::Divert(flow(2)), SteerChange::Restore] {
+            assert!(steering.change(0, &change).is_err(), "{change:?}");
+            assert_eq!(*steering.flows.lock().unwrap(), [(0, flow(1))]);
+        }
+        // What changes nothing asks nobody.
+        steering.change(0, &SteerChange::Divert(flow(1))).unwrap();
+        steering.change(1, &SteerChange::Restore).unwrap();
+    }
+
+    #[test]
+    fn a_refused_request_is_tried_again_until_its_uplink_is_gone() {
+        let Some(steering) = refused() else {
+            return;
+        };
+        let (steerer, requests) = crossbeam_channel::bounded(1);
+        let thread = std::thread::spawn(move || steer(&requests));
+        let request = SteerRequest {
+            steering: Arc::downgrade(&steering),
+            worker: 0,
+            change: SteerChange::Restore,
+        };
+        steerer.send(request).unwrap();
+        drop(steerer);
+        std::thread::sleep(2 * STEER_RETRY);
+        assert_eq!(steering.done.load(Ordering::Acquire), 0, "not settled");
+        assert!(!thread.is_finished());
+        drop(steering);
+        thread.join().unwrap();
+    }
+}

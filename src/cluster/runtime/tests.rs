@@ -244,3 +244,18 @@ async fn what_is_too_much_for_datagrams_goes_over_a_stream() {
     let report = first.runtime.report().await.unwrap();
     assert!(report.runtime.streams_sent > 0, "{:?}", report.runtime);
 }
+
+#[tokio::test]
+async fn a_port_in_use_is_waited_for_a_moment() {
+    let holder = UdpSocket::bind("127.0.0.9:0").await.unwrap();
+    let addr = holder.local_addr().unwrap();
+    let release = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(holder);
+    });
+    let bound = while_in_use(|| UdpSocket::bind(addr)).await.unwrap();
+    release.await.unwrap();
+    let error = while_in_use(|| UdpSocket::bind(addr)).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    drop(bound);
+}
