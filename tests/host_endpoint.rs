@@ -197,6 +197,42 @@ async fn missing_networks_and_workloads_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_repair_forgets_no_neighbour() {
+    let Some(place) = Place::new() else { return };
+    let network = network(&place).await;
+    let name = place.workload();
+    let spec = place.endpoint(&network, &name, "10.0.1.2/24");
+    attach(&spec).await.unwrap();
+    // In the workload, and in the network's namespace, where the gateway is.
+    let known = || {
+        let shown = |path: &Path| {
+            let text = run_in(path, &["ip", "neigh"]);
+            text.contains("lladdr 02:42:0a:00:01:09")
+        };
+        (shown(&named(&name)), shown(&network.netns_path))
+    };
+    let learn = |path: &Path, dev: &str| {
+        let what =
+            format!("ip neigh add 10.0.1.9 lladdr 02:42:0a:00:01:09 dev {dev} nud reachable");
+        run_in(path, &what.split(' ').collect::<Vec<_>>());
+    };
+    learn(&named(&name), "eth0");
+    learn(&network.netns_path, "br0");
+    assert_eq!(known(), (true, true));
+    ensure_network(&network).await.unwrap();
+    attach(&spec).await.unwrap();
+    assert_eq!(known(), (true, true));
+    // An address that is not as it should be is set all the same.
+    run_in(
+        &named(&name),
+        &["ip", "link", "set", "eth0", "address", "02:42:0a:00:01:07"],
+    );
+    attach(&spec).await.unwrap();
+    let inner = link(&named(&name), "eth0").await.unwrap();
+    assert_eq!(inner.mac, Some(spec.mac));
+}
+
+#[tokio::test]
 async fn attaching_again_repairs() {
     let Some(place) = Place::new() else { return };
     let network = network(&place).await;

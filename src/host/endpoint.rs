@@ -477,9 +477,9 @@ impl EndpointBuilder<'_> {
             return Ok(None);
         };
         let host_end = self.host_end(host.name.clone(), bridge);
-        self.network.set_veth(host.index, &host_end).await?;
+        self.network.set_veth(&host, &host_end).await?;
         let inner_end = self.inner_end();
-        self.workload.set_veth(inner.index, &inner_end).await?;
+        self.workload.set_veth(&inner, &inner_end).await?;
         let inner = self.reread(&self.workload, inner.index).await?;
         self.drop_stale_fdb(host.index).await?;
         Ok(Some((host, inner)))

@@ -292,10 +292,13 @@ impl Netlink {
     /// Makes the bridge, or sets an existing one of that name to `spec`; up either way. Its super-frame
     /// sizes are for later: without ports a bridge takes 64 KiB at most (`br_set_gso_limits`).
     pub async fn put_bridge(&self, spec: &BridgeSpec) -> Result<(), HostError> {
+        let there = self.link_by_name(&spec.name).await?;
         let mut message = named(&spec.name);
         set_flags(&mut message, LinkFlags::Up);
+        message
+            .attributes
+            .extend(new_address(there.as_ref(), spec.mac));
         message.attributes.extend([
-            LinkAttribute::Address(spec.mac.0.to_vec()),
             LinkAttribute::Mtu(spec.mtu),
             LinkAttribute::Group(GROUP),
             LinkAttribute::LinkInfo(vec![
@@ -321,15 +324,20 @@ impl Netlink {
     }
 
     /// Sets an existing veth end to `end`; its name, namespace and group stay.
-    pub async fn set_veth(&self, index: u32, end: &VethEnd<'_>) -> Result<(), HostError> {
+    pub async fn set_veth(&self, link: &Link, end: &VethEnd<'_>) -> Result<(), HostError> {
         let mut message = end.message();
-        message.header.index = index;
+        message.header.index = link.index;
         message.attributes.retain(|attribute| {
             !matches!(
                 attribute,
-                LinkAttribute::IfName(_) | LinkAttribute::NetNsFd(_) | LinkAttribute::Group(_)
+                LinkAttribute::IfName(_)
+                    | LinkAttribute::NetNsFd(_)
+                    | LinkAttribute::Group(_)
+                    | LinkAttribute::Address(_)
             )
         });
+        let address = end.mac.and_then(|mac| new_address(Some(link), mac));
+        message.attributes.extend(address);
         let operation = format!("set veth {}", end.name);
         self.new_link(operation, message, 0).await
     }
@@ -468,6 +476,13 @@ fn indexed(index: u32) -> LinkMessage {
 fn set_flags(message: &mut LinkMessage, flags: LinkFlags) {
     message.header.flags = flags;
     message.header.change_mask = flags;
+}
+
+/// The hardware address, unless the link has it: being told the same one again, the kernel forgets all neighbours that
+/// are known there (`neigh_changeaddr`), with the packets that wait for them.
+fn new_address(link: Option<&Link>, mac: Mac) -> Option<LinkAttribute> {
+    let has_it = link.is_some_and(|link| link.mac == Some(mac));
+    (!has_it).then(|| LinkAttribute::Address(mac.0.to_vec()))
 }
 
 /// The order counts: a `gso_max_size` of up to 64 KiB also sets `gso_ipv4_max_size`

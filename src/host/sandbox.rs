@@ -383,8 +383,8 @@ impl SegmentBuilder<'_> {
         self.refuse_other_kind(&held.name, "veth")?;
         match (self.found(&port.name), self.found(&held.name)) {
             (Some(port_link), Some(held_link)) => {
-                self.netlink.set_veth(port_link.index, &port).await?;
-                self.netlink.set_veth(held_link.index, &held).await?;
+                self.netlink.set_veth(port_link, &port).await?;
+                self.netlink.set_veth(held_link, &held).await?;
             }
             _ => {
                 self.netlink.add_veth(&port, &held).await?;

@@ -102,9 +102,9 @@ pub async fn set_port(switch: &Netns, name: &str, mtu: u32, joined: bool) -> Res
     } else {
         0
     };
-    let index = link(&netlink, name).await?.index;
+    let port = link(&netlink, name).await?;
     netlink
-        .set_veth(index, &end(name, mtu, Some(bridge), None))
+        .set_veth(&port, &end(name, mtu, Some(bridge), None))
         .await?;
     Ok(netlink.set_up(name).await?)
 }
@@ -133,7 +133,7 @@ pub async fn move_port(switch: &Netns, name: &str, mtu: u32, bridge: &str) -> Re
     let bridge = link(&netlink, bridge).await?.index;
     let port = link(&netlink, name).await?;
     netlink
-        .set_veth(port.index, &end(name, mtu, Some(bridge), None))
+        .set_veth(&port, &end(name, mtu, Some(bridge), None))
         .await?;
     Ok(netlink.set_up(name).await?)
 }
