@@ -469,7 +469,7 @@ mod tests {
         }
     }
 
-    /// On a socket without a group, whose kernel refuses every program.
+    /// Of a socket without a group, for which the kernel refuses every program.
     fn refused() -> Option<Arc<Steering>> {
         if !nix::unistd::geteuid().is_root() {
             println!("SKIP: a refused program: packet sockets need root");
