@@ -1,6 +1,6 @@
 //! One engine with its agent: starting, killing and asking both, and looking into containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -336,8 +336,10 @@ impl Engine {
         let found = self.inspect(container);
         let ip = &found["NetworkSettings"]["Networks"][network]["IPAddress"];
         let text = ip.as_str().unwrap_or_default();
-        text.parse()
-            .unwrap_or_else(|_| panic!("{container} has no address on {network}: {found:#}"))
+        text.parse().unwrap_or_else(|_| {
+            let (state, settings) = (&found["State"], &found["NetworkSettings"]);
+            panic!("{container} has no address on {network}: {state} {settings}")
+        })
     }
 
     /// Where a container's namespace is.
@@ -358,6 +360,25 @@ impl Engine {
     /// Asks from within a container, without the engine's help.
     pub fn pinger(&self, container: &str) -> Pinger {
         Pinger::open(&self.container_netns(container)).unwrap()
+    }
+
+    /// Waits until the program of another container begins. An engine says so only later.
+    pub fn await_first_process(&self, limit: Duration) {
+        let groups = || -> BTreeSet<PathBuf> {
+            let found = std::fs::read_dir(self.groups()).into_iter().flatten();
+            found.flatten().map(|entry| entry.path()).collect()
+        };
+        let begun = |group: &PathBuf| {
+            let inside = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            inside.lines().any(|pid| {
+                let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                line.is_ok_and(|line| line.starts_with("sleep"))
+            })
+        };
+        let (before, end) = (groups(), Instant::now() + limit);
+        while !groups().difference(&before).any(begun) {
+            assert!(Instant::now() < end, "no container began");
+        }
     }
 
     /// Kills a process by the number it has in the engine's world.
