@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::cases::Cases;
+use common::counts::{agree, at_rest, reaches};
 use common::hosts::{Hosts, Underlay, ip4, ip6, mac, settled_counters, sh, try_sh, vni};
 use common::probe::Probe;
 use common::random::{Random, frames_in};
@@ -30,22 +31,6 @@ fn counters(hosts: &Hosts, index: u8) -> CounterSnapshot {
 
 fn writer(hosts: &Hosts, index: u8) -> &TableWriter {
     hosts.host(index).writer.as_ref().unwrap()
-}
-
-/// Waits until a counter is at `goal`; false after two seconds without progress.
-fn reaches(read: impl Fn() -> u64, goal: u64) -> bool {
-    let (mut last, mut since) = (read(), Instant::now());
-    while last < goal {
-        if since.elapsed() > Duration::from_secs(2) {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(200));
-        let now = read();
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-    }
-    true
 }
 
 /// Sends datagrams to a VTEP from a namespace, no faster than they are taken.
@@ -729,26 +714,13 @@ fn hostile(random: &mut Random, seeds: &[Vec<u8>], len_max: usize) -> Vec<u8> {
     frame
 }
 
-/// Waits until two sums that should be equal are; fails with both if they are not after ten seconds.
-fn agree(what: &str, mut sums: impl FnMut() -> (u64, u64)) {
-    let start = Instant::now();
-    let mut now = sums();
-    while now.0 != now.1 {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "{what}: {} came, {} are accounted for",
-            now.0,
-            now.1
-        );
-        std::thread::sleep(Duration::from_millis(20));
-        now = sums();
-    }
-}
-
 /// Datagrams that the sender's kernel took = datagrams read + datagrams the receiver's kernel counts as
 /// dropped.
 fn datagrams_at_the_udp_port(hosts: &Hosts, random: &mut Random, seeds: &[Vec<u8>], count: u64) {
-    let before = (counters(hosts, 1), counters(hosts, 2));
+    let before = at_rest(
+        || (counters(hosts, 1), counters(hosts, 2)),
+        |(one, two)| (one.decap_datagrams, two.datagrams_sent),
+    );
     let mut member = Injector::new(hosts, 2, 1);
     for _ in 0..count {
         let datagram = match random.below(5) {
@@ -849,7 +821,10 @@ fn frames_at_the_uplink(
         );
         (came, came + sent)
     };
-    let (links, before) = (passed(), counters(hosts, 1));
+    let (links, before) = at_rest(
+        || (passed(), counters(hosts, 1)),
+        |(links, one)| (*links, one.encap_frames),
+    );
     let agent = || hosts.host(1).dataplane.as_ref().unwrap().counters();
     let read = || {
         let now = agent();
@@ -1118,16 +1093,10 @@ fn flood(hosts: &Hosts, from: &str, lose_uplink: bool) {
     let (net1, net2) = (&hosts.host(1).net, &hosts.host(2).net);
     let came = || packets(net1, "up1", "rx_packets");
     let links = || (came(), packets(net2, "up1", "tx_packets"));
-    // A frame under way would stand in one reading and not in the other.
-    let (mut before, mut links_before) = ((counters(hosts, 1), counters(hosts, 2)), links());
-    for _ in 0..50 {
-        std::thread::sleep(Duration::from_millis(100));
-        let seen = (links_before, before.0.encap_frames, before.1.deliveries);
-        (before, links_before) = ((counters(hosts, 1), counters(hosts, 2)), links());
-        if seen == (links_before, before.0.encap_frames, before.1.deliveries) {
-            break;
-        }
-    }
+    let (before, links_before) = at_rest(
+        || ((counters(hosts, 1), counters(hosts, 2)), links()),
+        |((one, two), links)| (*links, one.encap_frames, two.deliveries),
+    );
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod cases;
+pub mod counts;
 pub mod dataplane;
 pub mod hosts;
 pub mod probe;
