@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::addresses::all_distinct;
 use super::docker_support::engine::{Cli, Engine};
@@ -124,18 +124,12 @@ fn remove_half_started(engine: &Engine) -> usize {
         .collect();
     for (name, state) in &half {
         let pid = state["Pid"].as_u64().unwrap().to_string();
-        let end = Instant::now() + TIDY_LIMIT;
-        loop {
+        // Docker's own link, of docker_gwbridge, stays.
+        eventually(&format!("{name} off the network"), TIDY_LIMIT, || {
             let mut list = engine.command("nsenter");
             list.args(["--target", &pid, "--net", "ip", "-brief", "address"]);
-            let list = run(&mut list);
-            // Docker's own link, of docker_gwbridge, stays.
-            if !list.contains(" 10.0.1.") {
-                break;
-            }
-            assert!(Instant::now() < end, "{name} still has {list}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
+            !run(&mut list).contains(" 10.0.1.")
+        });
         engine.done(&format!("rm --force {name}"));
     }
     half.len()
